@@ -1,0 +1,3 @@
+//! text -> activation shards.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! activation shards -> sparse autoencoder.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! sparse autoencoder -> top sentences per latent.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! which hook to train on.
+
+fn main() {}

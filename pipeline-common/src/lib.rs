@@ -1,0 +1,31 @@
+//! The library behind the stages: text to named, steerable features of a language model.
+//!
+//! # Module map
+//!
+//! Data flows from top to bottom; a module uses those above it, never those below.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`slurm`] | the typed `SLURM_*` environment, a worker's share of the work, threads |
+//! | [`stage`] | what every binary shares: configuration, errors and exit codes, logging, progress, signals, the store |
+//! | [`text`] | hub, dataset readers, streams, tokenizer |
+//! | [`kernels`] | one file per hot operation, reference beside fast path |
+//! | [`model`] | the hooked transformer: families, blocks, hook names, weights |
+//! | [`shard`] | activation shards on disk: format, writer, reader, order |
+//! | [`capture`] | stage 01: documents to shards |
+//! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
+//! | [`top`] | stage 03: top sentences per latent, and the report |
+//!
+//! # Glossary
+//!
+//! * **run**: a directory under `runs/` of the store, made by one capture or one training.
+//! * **stage**: one executable of the pipeline. **worker**: one process of a stage.
+//! * **stream**: the contiguous part of the documents that one worker reads.
+//! * **document**: one record of the dataset. **sentence**: one text context fed to the model.
+//! * **row**: one token's activation, `d_in` numbers. **hook**: a named tensor inside the model.
+//! * **shard**: a file of rows. **latent**: a unit of an SAE. **feature**: a latent with a name.
+//! * **checkpoint**: the state from which a training goes on bit-exactly.
+//! * **job** is SLURM's word only.
+
+pub mod slurm;
+pub mod stage;

@@ -1,0 +1,93 @@
+//! Files that appear whole or not at all.
+//!
+//! Write to `<name>.partial`, fsync, rename, fsync the directory: after a crash a reader sees the
+//! old file or the new one. Appending to a log (`manifest.jsonl`) is one write and one fsync.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use fs_err as fs;
+
+/// The name under which a file is written before it is committed.
+pub fn partial_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// Makes a finished `.partial` file durable under its final name.
+///
+/// # Errors
+/// Any I/O error of fsync or rename, naming the path.
+pub fn commit(partial: &Path, path: &Path) -> io::Result<()> {
+    fs::File::open(partial)?.sync_all()?;
+    fs::rename(partial, path)?;
+    sync_parent(path)
+}
+
+/// Writes a whole file atomically, making its directory first.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let partial = partial_path(path);
+    fs::File::create(&partial)?.write_all(bytes)?;
+    commit(&partial, path)
+}
+
+/// Writes `value` as pretty JSON with a final line feed, atomically.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
+/// Appends one line and makes it durable.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(format!("{line}\n").as_bytes())?;
+    file.sync_all()?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_replaces_the_whole_file_and_leaves_no_partial() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.json");
+        write(&path, b"a longer first version").unwrap();
+        write(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert!(!partial_path(&path).exists());
+    }
+
+    #[test]
+    fn appended_lines_stay_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        append_line(&path, "one").unwrap();
+        append_line(&path, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+    }
+}

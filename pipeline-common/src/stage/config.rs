@@ -1,0 +1,449 @@
+//! Configuration: command line > environment > YAML > default, each value with its origin.
+//!
+//! A stage's clap struct is the only schema. Values of the YAML file become clap defaults, so one
+//! parser checks them all. Flag, variable and YAML key are one name in three spellings:
+//! `--top-k`, `TOP_K`, `top_k`.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use clap::{ArgMatches, Args, Command, builder::BoolishValueParser, parser::ValueSource};
+use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
+
+use super::{Failure, Result, Stage};
+
+/// Every environment variable of any stage. Exact names are never reported as misspellings, and
+/// the `common` section of a YAML file may hold any of them.
+pub const VARIABLES: &[&str] = &[
+    "ACTIVATION_SCALE",
+    "AUX_COEFFICIENT",
+    "BANDWIDTH",
+    "BATCH_SIZE_SAVE",
+    "BATCH_SIZE_TRAIN",
+    "CHECK",
+    "CHECKPOINT_EVERY",
+    "CONFIG",
+    "DATA_LIMIT",
+    "DATA_SPLIT",
+    "DEAD_AFTER",
+    "DEVICE",
+    "DTYPE",
+    "EPOCHS",
+    "EXAMPLES",
+    "HF_DATASET",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HOOK",
+    "INIT_THRESHOLD",
+    "JSON",
+    "KEEP_SPECIAL",
+    "K_AUX",
+    "L0_LAMBDA",
+    "L1_LAMBDA",
+    "LAYERS",
+    "LAYER_NUM",
+    "LOG_EVERY",
+    "LOG_JSON",
+    "LOG_LEVEL",
+    "LR",
+    "LR_SCHEDULE",
+    "MAX_LENGTH",
+    "MODEL_ID",
+    "N_LATENTS_MULTIPLIER",
+    "PRINT_CONFIG",
+    "REVISION",
+    "RUN_ID",
+    "SAE_ARCH",
+    "SAE_RUN_ID",
+    "SEED",
+    "SHARD_MIB",
+    "SPARSITY_WARMUP",
+    "STORE_DIR",
+    "TEXT_FIELD",
+    "TOP_K",
+    "TOP_N",
+    "VALIDATION",
+    "WARMUP",
+    "WORKER",
+    "WORKERS",
+];
+
+/// Sections a YAML file may have besides `common`.
+const SECTIONS: &[&str] =
+    &["common", "save_activations", "train_sae", "top_sentences", "discover_layers"];
+
+/// Variables whose value is never printed or stored.
+const SECRETS: &[&str] = &["hf_token"];
+
+/// Settings that change how a stage runs, not what it computes; a resume may change them.
+const OPERATIONAL: &[&str] = &[
+    "check",
+    "checkpoint_every",
+    "config",
+    "device",
+    "hf_endpoint",
+    "hf_home",
+    "hf_hub_offline",
+    "hf_token",
+    "json",
+    "log_every",
+    "log_json",
+    "log_level",
+    "print_config",
+    "run_id",
+    "sae_run_id",
+    "store_dir",
+    "worker",
+];
+
+/// Options every stage has.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Run")]
+pub struct CommonArgs {
+    /// Directory that holds all runs [default: $SCRATCH/store where SCRATCH is set, else ./store]
+    #[arg(long, env, value_name = "DIR")]
+    pub store_dir: Option<PathBuf>,
+    /// Run to work on; wins over run_id.txt
+    #[arg(long, env, value_name = "NAME")]
+    pub run_id: Option<String>,
+    /// Where to compute: auto, cpu, cuda, cuda:N
+    #[arg(long, env, default_value = "auto")]
+    pub device: String,
+    /// YAML file with a `common` section and one per stage
+    #[arg(long, env, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print every setting with its origin and exit
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub print_config: bool,
+    /// Resolve, open the inputs, estimate disk, memory and time, and exit
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub check: bool,
+    /// How much to report: error, warn, info, debug, trace
+    #[arg(long, env, default_value = "info", value_name = "LEVEL")]
+    pub log_level: tracing::level_filters::LevelFilter,
+    /// Also append every message to this file as JSON lines
+    #[arg(long, env, value_name = "FILE")]
+    pub log_json: Option<PathBuf>,
+}
+
+impl CommonArgs {
+    /// The store's directory: given, or under `$SCRATCH`, or `./store`.
+    pub fn store_root(&self) -> PathBuf {
+        let scratch = || std::env::var_os("SCRATCH").filter(|s| !s.is_empty()).map(PathBuf::from);
+        self.store_dir
+            .clone()
+            .unwrap_or_else(|| scratch().unwrap_or_else(|| PathBuf::from(".")).join("store"))
+    }
+}
+
+/// One setting as it was resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The value as text; lists are joined with a space; absent means unset.
+    pub value: Option<String>,
+    /// `command line`, `environment`, the YAML file's path, or `default`.
+    pub origin: String,
+}
+
+/// All settings of a stage with their origins, by YAML key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ResolvedConfig(pub BTreeMap<String, Setting>);
+
+impl ResolvedConfig {
+    /// The settings that decide the result: what a run stores and a resume must repeat.
+    #[must_use]
+    pub fn scientific(&self) -> Self {
+        let keep = |key: &str| !OPERATIONAL.contains(&key);
+        Self(self.0.iter().filter(|(k, _)| keep(k)).map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
+    /// The values alone, without origins: equal for equal results.
+    pub fn values(&self) -> BTreeMap<&str, Option<&str>> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.value.as_deref())).collect()
+    }
+
+    /// Refuses to go on with a run that was begun with other scientific values.
+    ///
+    /// # Errors
+    /// A usage failure that names each differing setting, what the run has and what was given.
+    pub fn must_match(&self, stored: &Self, run: &str) -> Result<()> {
+        let mine = self.scientific();
+        let differing: Vec<String> = mine
+            .0
+            .iter()
+            .filter_map(|(key, now)| {
+                let before = stored.0.get(key)?;
+                let show = |v: &Option<String>| v.clone().unwrap_or_else(|| "unset".into());
+                (before.value != now.value).then(|| {
+                    format!(
+                        "{}: run has `{}`, now `{}`",
+                        key.to_uppercase(),
+                        show(&before.value),
+                        show(&now.value)
+                    )
+                })
+            })
+            .collect();
+        if differing.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "run `{run}` was begun with other settings: {}",
+            differing.join("; ")
+        ))
+        .hint("repeat the run's settings, or give RUN_ID a new name"))
+    }
+
+    /// An aligned table of every setting, its value and its origin.
+    pub fn table(&self) -> String {
+        let width = self.0.keys().map(String::len).max().unwrap_or(0);
+        let shown = |s: &Setting| s.value.clone().unwrap_or_else(|| "-".into());
+        let value_width = self.0.values().map(|s| shown(s).len()).max().unwrap_or(0).min(60);
+        let mut out = String::new();
+        for (key, setting) in &self.0 {
+            let key = key.to_uppercase();
+            out += &format!("{key:width$}  {:value_width$}  {}\n", shown(setting), setting.origin);
+        }
+        out
+    }
+}
+
+/// Why configuration stopped: clap's own message (help, version, usage) or a failure of ours.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// Help, version, or a usage error with clap's rendering.
+    Clap(Box<clap::Error>),
+    /// Unknown keys, misspelt variables, an unreadable YAML file.
+    Failure(Failure),
+}
+
+impl From<Failure> for ConfigError {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// Resolves a stage's configuration from `argv`, the environment and the YAML file.
+///
+/// # Errors
+/// Usage errors of clap; unknown YAML keys; variables one letter away from a known one.
+pub fn load<S: Stage>(
+    argv: Vec<OsString>,
+) -> std::result::Result<(S, ResolvedConfig), ConfigError> {
+    let argv = dashes(argv);
+    let clap_error = |e: clap::Error| ConfigError::Clap(Box::new(e));
+    let mut command = forget_empty_variables(S::command());
+    check_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
+    let ids: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
+    let mut yaml_keys = Vec::new();
+    let path = config_path(&command, &argv);
+    if let Some(path) = &path {
+        for (key, values) in read_sections(path, S::SECTION, &ids)? {
+            yaml_keys.push(key.clone());
+            command = command.mut_arg(key, |a| a.required(false).default_values(values));
+        }
+    }
+    let blame = |e: clap::Error| clap_error(blame_yaml(e, path.as_deref(), &yaml_keys));
+    let matches = command.clone().try_get_matches_from(&argv).map_err(blame)?;
+    let config = origins(&matches, &ids, &yaml_keys, path.as_deref());
+    let stage = S::from_arg_matches(&matches).map_err(|e| clap_error(e.format(&mut command)))?;
+    Ok((stage, config))
+}
+
+/// `--run_id` and `--run-id` are the same flag.
+fn dashes(argv: Vec<OsString>) -> Vec<OsString> {
+    let dash = |arg: OsString| match arg.to_str() {
+        Some(text) if text.starts_with("--") => match text.split_once('=') {
+            Some((flag, value)) => format!("{}={value}", flag.replace('_', "-")).into(),
+            None => text.replace('_', "-").into(),
+        },
+        _ => arg,
+    };
+    argv.into_iter().map(dash).collect()
+}
+
+/// SLURM scripts export empty variables; clap would take them as values.
+fn forget_empty_variables(command: Command) -> Command {
+    let empty: Vec<_> = command
+        .get_arguments()
+        .filter(|a| {
+            a.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()))
+        })
+        .map(|a| a.get_id().clone())
+        .collect();
+    empty
+        .into_iter()
+        .fold(command, |c, id| c.mut_arg(id, |a| a.env(clap::builder::Resettable::Reset)))
+}
+
+/// Reports variables that look like a misspelt one: one letter off is an error, since a job that
+/// ignores `TOPK` trains the wrong thing for hours; two letters off may be somebody else's
+/// variable, so it is a warning.
+fn check_variables(names: impl Iterator<Item = String>) -> Result<()> {
+    for name in names {
+        let Some((known, distance)) = nearest(&name, VARIABLES) else { continue };
+        if VARIABLES.contains(&name.as_str()) {
+            continue;
+        }
+        let said = format!("environment variable `{name}` is not known; did you mean `{known}`?");
+        if distance == 1 {
+            return Err(Failure::usage(said).hint(format!("rename it, or `unset {name}`")));
+        }
+        tracing::warn!("{said} It is ignored");
+    }
+    Ok(())
+}
+
+/// The known name nearest to `name` within one or two edits; short names allow fewer.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<(&'a str, usize)> {
+    let allowed = match name.len() {
+        0..4 => 0,
+        4..7 => 1,
+        _ => 2,
+    };
+    known
+        .iter()
+        .map(|k| (*k, strsim::damerau_levenshtein(name, k)))
+        .min_by_key(|(_, d)| *d)
+        .filter(|(_, d)| *d <= allowed)
+}
+
+fn config_path(command: &Command, argv: &[OsString]) -> Option<PathBuf> {
+    let early =
+        command.clone().ignore_errors(true).disable_help_flag(true).disable_version_flag(true);
+    early.try_get_matches_from(argv).ok()?.get_one::<PathBuf>("config").cloned()
+}
+
+fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(String, Vec<String>)>> {
+    let named =
+        |what: String| Failure::usage(format!("configuration `{}`: {what}", path.display()));
+    let text = fs_err::read_to_string(path)
+        .map_err(|e| Failure::usage(e.to_string()).hint("CONFIG must name a readable YAML file"))?;
+    let root: BTreeMap<String, Option<BTreeMap<String, Value>>> =
+        serde_yaml::from_str(&text).map_err(|e| named(e.to_string()))?;
+    if let Some(unknown) = root.keys().find(|k| !SECTIONS.contains(&k.as_str())) {
+        return Err(named(format!("unknown section `{unknown}`{}", suggest(unknown, SECTIONS))));
+    }
+    let known: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let mut found = BTreeMap::new();
+    for name in ["common", section] {
+        for (key, value) in root.get(name).cloned().flatten().unwrap_or_default() {
+            if !known.contains(&key.as_str()) {
+                if name == "common" && VARIABLES.contains(&key.to_uppercase().as_str()) {
+                    continue;
+                }
+                return Err(named(format!("unknown key `{name}.{key}`{}", suggest(&key, &known))));
+            }
+            match yaml_values(&value) {
+                Some(values) => found.insert(key, values),
+                None => {
+                    return Err(named(format!(
+                        "`{name}.{key}` must be a scalar or a list of scalars"
+                    )));
+                }
+            };
+        }
+    }
+    Ok(found.into_iter().filter(|(_, values)| !values.is_empty()).collect())
+}
+
+fn suggest(name: &str, known: &[&str]) -> String {
+    nearest(name, known).map_or_else(
+        || format!("; known are {}", known.join(", ")),
+        |(near, _)| format!("; did you mean `{near}`?"),
+    )
+}
+
+/// The value as clap would see it on the command line; null is unset.
+fn yaml_values(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Bool(b) => Some(vec![b.to_string()]),
+        Value::Number(n) => Some(vec![n.to_string()]),
+        Value::String(s) => Some(vec![s.clone()]),
+        Value::Sequence(items) => {
+            let nested: Option<Vec<_>> = items.iter().map(yaml_values).collect();
+            nested.map(|v| v.into_iter().flatten().collect())
+        }
+        _ => None,
+    }
+}
+
+/// clap names the flag of a bad default; the user wrote it in a file.
+fn blame_yaml(mut error: clap::Error, path: Option<&Path>, yaml_keys: &[String]) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
+    let key =
+        arg.trim_start_matches('-').split([' ', '=', '[']).next().unwrap_or("").replace('-', "_");
+    if let (Some(path), true) = (path, yaml_keys.contains(&key)) {
+        let arg = format!("{arg}' (key `{key}` of `{}`)", path.display());
+        error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
+    }
+    error
+}
+
+fn origins(
+    matches: &ArgMatches,
+    ids: &[String],
+    yaml: &[String],
+    path: Option<&Path>,
+) -> ResolvedConfig {
+    let setting = |id: &String| {
+        let origin = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => "command line".to_owned(),
+            Some(ValueSource::EnvVariable) => "environment".to_owned(),
+            _ if yaml.contains(id) => path.map_or_else(String::new, |p| p.display().to_string()),
+            _ => "default".to_owned(),
+        };
+        let value =
+            matches.try_get_raw(id).ok().flatten().map(|raw| {
+                raw.map(|v| v.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+            });
+        let value =
+            if SECRETS.contains(&id.as_str()) { value.map(|_| "***".into()) } else { value };
+        Setting { value, origin }
+    };
+    ResolvedConfig(ids.iter().map(|id| (id.clone(), setting(id))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_letter_off_is_an_error_and_two_are_not() {
+        let check = |name: &str| check_variables(std::iter::once(name.to_owned()));
+        for typo in ["TOPK", "LAYER_NUMB", "MODLE_ID", "BATCH_SIZE_TRIAN", "EPOCH"] {
+            let failure = check(typo).unwrap_err();
+            assert_eq!(failure.kind, super::super::Kind::Usage);
+            assert!(failure.source.to_string().contains("did you mean"), "{typo}");
+        }
+        for fine in ["PATH", "HOME", "HOST", "LS", "TOP_K", "STATE_DIR", "LANG", "PWD"] {
+            check(fine).unwrap();
+        }
+    }
+
+    #[test]
+    fn underscores_in_flags_are_dashes_and_values_stay() {
+        let argv = ["x", "--run_id=a_b", "--top_k", "a_b"].map(OsString::from).to_vec();
+        let expected = ["x", "--run-id=a_b", "--top-k", "a_b"].map(OsString::from).to_vec();
+        assert_eq!(dashes(argv), expected);
+    }
+
+    #[test]
+    fn variables_are_sorted_and_distinct() {
+        let mut sorted = VARIABLES.to_vec();
+        sorted.sort_unstable_by_key(|v| v.replace('_', "\u{7f}"));
+        sorted.dedup();
+        assert_eq!(sorted.len(), VARIABLES.len());
+    }
+}

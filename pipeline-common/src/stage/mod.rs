@@ -1,0 +1,20 @@
+//! What every binary shares: from the command line to the exit code.
+//!
+//! A stage is a clap struct that implements [`Stage`]; a binary is one call of [`main`].
+
+pub mod atomic;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod logging;
+pub mod main;
+pub mod progress;
+pub mod signals;
+pub mod store;
+
+pub use config::{CommonArgs, ResolvedConfig};
+pub use context::Context;
+pub use error::{Classify, Failure, Kind, Result};
+pub use main::{Stage, main};
+pub use progress::Progress;
+pub use signals::StopFlag;

@@ -1,0 +1,3 @@
+//! The integration tests, one module per concern.
+
+fn main() {}
