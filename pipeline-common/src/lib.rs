@@ -27,5 +27,6 @@
 //! * **checkpoint**: the state from which a training goes on bit-exactly.
 //! * **job** is SLURM's word only.
 
+pub mod shard;
 pub mod slurm;
 pub mod stage;
