@@ -27,6 +27,7 @@
 //! * **checkpoint**: the state from which a training goes on bit-exactly.
 //! * **job** is SLURM's word only.
 
+pub mod kernels;
 pub mod shard;
 pub mod slurm;
 pub mod stage;

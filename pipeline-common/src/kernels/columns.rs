@@ -1,0 +1,37 @@
+//! Sums over rows, in f64 and in a fixed order whatever the number of threads.
+
+use rayon::prelude::*;
+
+/// Rows summed by one task before the partial sums are added in order.
+const BLOCK: usize = 512;
+
+/// Σ over rows of `rows`, `[n, width]` row-major, as f64 `[width]`.
+pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
+    let partial = |block: &[f32]| {
+        let mut sum = vec![0.0_f64; width];
+        for row in block.chunks_exact(width) {
+            sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+        }
+        sum
+    };
+    let partials: Vec<_> = rows.par_chunks(BLOCK * width).map(partial).collect();
+    let mut total = vec![0.0; width];
+    for partial in partials {
+        total.iter_mut().zip(partial).for_each(|(t, p)| *t += p);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_do_not_lose_small_terms() {
+        let n = 1 << 16;
+        let rows: Vec<f32> = (0..n * 2).map(|i| if i % 2 == 0 { 1.0 } else { 1e-4 }).collect();
+        let sums = column_sums(&rows, 2);
+        assert_eq!(sums[0], n as f64);
+        assert!((sums[1] - n as f64 * f64::from(1e-4_f32)).abs() < 1e-9);
+    }
+}
