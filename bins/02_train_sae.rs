@@ -1,3 +1,9 @@
-//! activation shards -> sparse autoencoder.
+//! Stage 02: activation shards -> sparse autoencoder.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pipeline_common::{sae::TrainSae, stage};
+
+fn main() -> ExitCode {
+    stage::main::<TrainSae>()
+}

@@ -27,7 +27,9 @@
 //! * **checkpoint**: the state from which a training goes on bit-exactly.
 //! * **job** is SLURM's word only.
 
+pub mod capture;
 pub mod kernels;
+pub mod sae;
 pub mod shard;
 pub mod slurm;
 pub mod stage;

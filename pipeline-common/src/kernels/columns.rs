@@ -22,6 +22,15 @@ pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
     total
 }
 
+/// Mean over rows of the squared distance from the mean row.
+pub fn row_variance(rows: &[f32], width: usize) -> f64 {
+    let n = (rows.len() / width) as f64;
+    let mean: Vec<f64> = column_sums(rows, width).iter().map(|s| s / n).collect();
+    let of_row =
+        |row: &[f32]| row.iter().zip(&mean).map(|(x, m)| (f64::from(*x) - m).powi(2)).sum::<f64>();
+    rows.par_chunks(width).map(of_row).collect::<Vec<_>>().iter().sum::<f64>() / n
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,6 +48,16 @@ impl SparseRows {
         (&self.index[begin..begin + n], &self.value[begin..begin + n])
     }
 
+    /// Renumbers the latents: `n` becomes `names[n]`; ascending stays ascending.
+    pub fn rename(&mut self, names: &[usize]) {
+        for row in 0..self.rows() {
+            let begin = row * self.k;
+            for index in &mut self.index[begin..begin + self.count[row] as usize] {
+                *index = names[*index as usize] as u32;
+            }
+        }
+    }
+
     /// Active entries of all rows.
     pub fn active(&self) -> usize {
         self.count.iter().map(|n| *n as usize).sum()
@@ -106,8 +116,7 @@ impl ByLatent {
     }
 }
 
-/// `out[row] -= Σ value · decoder[latent]` with `negative`, else `+=`; `decoder` is
-/// `[d_sae, d_in]`, `out` is `[rows, d_in]`.
+/// `out[row] += Σ value · decoder[latent]`; `decoder` is `[d_sae, d_in]`, `out` is `[rows, d_in]`.
 pub fn decode_add(active: &SparseRows, decoder: &[f32], d_in: usize, out: &mut [f32]) {
     out.par_chunks_mut(d_in).enumerate().for_each(|(row, out)| {
         simd(|| {

@@ -1,0 +1,175 @@
+//! `meta.json` of a capture run: what was captured, from what, how.
+//!
+//! Holds no time and no host, so that equal captures are equal files.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stage::{Failure, ResolvedConfig, Result, atomic};
+
+/// Version of this file; readers refuse newer ones.
+pub const SCHEMA: u32 = 1;
+
+/// The file's name.
+pub const META: &str = "meta.json";
+
+/// What a capture run says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaptureMeta {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The run's name.
+    pub run_id: String,
+    /// The model.
+    pub model: ModelRecord,
+    /// The hooks, in the order of the manifest's files.
+    pub hooks: Vec<HookRecord>,
+    /// The documents.
+    pub dataset: DatasetRecord,
+    /// Streams, one per worker.
+    pub workers: usize,
+    /// What activations were multiplied by before they were stored.
+    pub activation_scale: f32,
+    /// Every setting that decides the result, with its origin.
+    pub config: ResolvedConfig,
+    /// Present once every worker is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+}
+
+/// The captured model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// MODEL_ID as given.
+    pub id: String,
+    /// The commit it resolved to, or `local`.
+    pub revision: String,
+    /// `LlamaForCausalLM`, for instance.
+    pub architecture: String,
+    /// blake3 of tokenizer.json.
+    pub tokenizer: String,
+}
+
+/// One captured hook.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HookRecord {
+    /// Hugging Face module path.
+    pub name: String,
+    /// TransformerLens name.
+    pub transformer_lens: String,
+    /// Directory of its shards, relative to the run.
+    pub directory: String,
+    /// Width of a row.
+    pub d_in: usize,
+    /// Statistics over all rows, present once the run is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Statistics>,
+}
+
+/// Statistics of a hook's stored rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Mean Euclidean norm of a row.
+    pub mean_norm: f64,
+    /// Root of the mean squared norm.
+    pub rms_norm: f64,
+    /// Largest magnitude of any element.
+    pub max_abs: f64,
+}
+
+/// The captured documents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetRecord {
+    /// HF_DATASET as given.
+    pub source: String,
+    /// Documents read.
+    pub documents: u64,
+    /// Changes when the files change.
+    pub fingerprint: String,
+}
+
+/// Sums over all shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Shards.
+    pub shards: u64,
+    /// Sentences with at least one row.
+    pub sentences: u64,
+    /// Rows of each hook.
+    pub rows: u64,
+    /// Tokens the model saw; those without a row were special tokens.
+    pub tokens_seen: u64,
+}
+
+impl CaptureMeta {
+    /// Reads a run's file; `None` where there is none.
+    ///
+    /// # Errors
+    /// An input failure for a file that is not one, or of a newer schema.
+    pub fn read(run_dir: &Path) -> Result<Option<Self>> {
+        let path = run_dir.join(META);
+        let bytes = match fs_err::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let bad = |what: String| Failure::input(format!("`{}`: {what}", path.display()));
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        match value["schema"].as_u64() {
+            Some(n) if n <= u64::from(SCHEMA) => {}
+            found => {
+                let found = found.map_or_else(|| "missing".to_owned(), |n| n.to_string());
+                return Err(bad(format!("schema is {found}, this program knows up to {SCHEMA}"))
+                    .hint("use the version of the pipeline that wrote the run, or a later one"));
+            }
+        }
+        Ok(Some(serde_json::from_value(value).map_err(|e| bad(e.to_string()))?))
+    }
+
+    /// Reads the file of a run that must be complete.
+    ///
+    /// # Errors
+    /// An input failure if it is missing or the capture has not finished.
+    pub fn read_complete(run_dir: &Path) -> Result<Self> {
+        let meta = Self::read(run_dir)?.ok_or_else(|| {
+            Failure::input(format!("`{}` is no capture run: it has no {META}", run_dir.display()))
+        })?;
+        if meta.totals.is_none() {
+            return Err(Failure::input(format!("run `{}` is not complete", meta.run_id))
+                .hint("run 01_save_activations again with this RUN_ID until it exits with 0"));
+        }
+        Ok(meta)
+    }
+
+    /// Replaces the run's file.
+    ///
+    /// # Errors
+    /// Any I/O error, naming the path.
+    pub fn write(&self, run_dir: &Path) -> Result<()> {
+        Ok(atomic::write_json(&run_dir.join(META), self)?)
+    }
+
+    /// The hook that training or reading means: `wanted` by any of its names, or the only one.
+    ///
+    /// # Errors
+    /// A usage failure that lists the run's hooks.
+    pub fn hook(&self, wanted: Option<&str>) -> Result<&HookRecord> {
+        let names = || self.hooks.iter().map(|h| h.name.as_str()).collect::<Vec<_>>().join(", ");
+        match wanted {
+            None if self.hooks.len() == 1 => Ok(&self.hooks[0]),
+            None => {
+                Err(Failure::usage(format!("run `{}` has {} hooks", self.run_id, self.hooks.len()))
+                    .hint(format!("set HOOK to one of {}", names())))
+            }
+            Some(name) => self
+                .hooks
+                .iter()
+                .find(|h| [&h.name, &h.transformer_lens, &h.directory].iter().any(|n| *n == name))
+                .ok_or_else(|| {
+                    Failure::usage(format!("run `{}` has no hook `{name}`", self.run_id))
+                        .hint(format!("it has {}", names()))
+                }),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Stage 01: documents to activation shards.
+
+pub mod meta;
+
+pub use meta::CaptureMeta;

@@ -1,0 +1,65 @@
+//! What can be wrong with an SAE's files and its training.
+
+use std::{io, path::PathBuf};
+
+use crate::stage::{
+    Classify, Kind,
+    error::{io_hint, io_kind},
+};
+
+/// Errors of loading, saving and training.
+#[derive(Debug, thiserror::Error)]
+pub enum SaeError {
+    /// Reading or writing failed; the message names the path.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A file is not what its name says.
+    #[error("`{path}`: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("`{path}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// From the configuration.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// The loss or a gradient became infinite or not a number.
+    #[error("training diverged at step {step}: the gradient norm is {norm}")]
+    Diverged {
+        /// The step, from 0.
+        step: u64,
+        /// The gradient norm.
+        norm: f64,
+    },
+}
+
+impl Classify for SaeError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Io(e) => io_kind(e),
+            Self::Format { .. } | Self::Shape { .. } => Kind::Input,
+            Self::Diverged { .. } => Kind::Unexpected,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Io(e) => io_hint(e),
+            Self::Diverged { .. } => Some(
+                "lower LR, or lengthen WARMUP; the last checkpoint is in the run's checkpoints/"
+                    .into(),
+            ),
+            _ => None,
+        }
+    }
+}

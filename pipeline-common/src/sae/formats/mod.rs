@@ -1,0 +1,3 @@
+//! SAE directories on disk.
+
+pub mod saelens;
