@@ -1,0 +1,135 @@
+//! The submit scripts under a real scheduler, with stand-ins for the stages.
+
+use super::{cluster::Cluster, script, within};
+
+/// The value after `name` in what `submit_pipeline.sh` prints.
+fn told<'a>(output: &'a str, name: &str) -> &'a str {
+    let line = output.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap()
+}
+
+#[test]
+fn an_interrupted_job_is_queued_again_and_goes_on() {
+    let Some(cluster) = Cluster::start() else { return };
+    let steps = [("FAKE_STEPS", "30")];
+    let job = cluster.sbatch(&[], "submit_train_sae.sh", &[("FAKE_STEPS", "30"), ("RUN_ID", "r")]);
+    assert!(within(30, || cluster.work.calls().len() == 1));
+    cluster.warn(&job);
+    cluster.wait(&job, "Restarts", "1");
+    cluster.wait(&job, "JobState", "COMPLETED");
+    let calls = cluster.work.calls();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert!(calls[0].contains(&format!("sae=job-{job} ")) && calls[0].contains("from=0 restart=0"));
+    assert!(calls[1].contains(&format!("sae=job-{job} ")) && calls[1].contains("restart=1"));
+    assert!(!calls[1].contains("from=0"), "it began anew: {}", calls[1]);
+    assert_eq!(cluster.work.stops(), ["02_train_sae signals=1"], "one signal, not two");
+    let log = cluster.logs();
+    assert!(log.contains("restart 0") && log.contains("restart 1"), "log was truncated: {log}");
+
+    // A preempted job is stopped by SLURM itself and must not count as complete.
+    let job = cluster.sbatch(
+        &["--exclusive"],
+        "submit_save_activations.sh",
+        &[("FAKE_STEPS", "30"), ("RUN_ID", "p")],
+    );
+    assert!(within(30, || cluster.work.calls().len() == 3));
+    let urgent = ["-p", "high", "--exclusive", "-o", "/dev/null", "--parsable", "--wrap", "sleep 1"];
+    let winner = cluster.run(cluster.command("sbatch").args(urgent).envs(steps));
+    cluster.wait(&winner, "JobState", "COMPLETED");
+    cluster.wait(&job, "JobState", "COMPLETED");
+    let last = cluster.work.calls().pop().unwrap();
+    assert!(last.contains("restart=1") && !last.contains("from=0"), "{last}");
+}
+
+#[test]
+fn only_the_interrupted_element_of_an_array_is_queued_again() {
+    let Some(cluster) = Cluster::start() else { return };
+    let settings = [("FAKE_STEPS", "40"), ("RUN_ID", "r")];
+    let array = cluster.sbatch(&["--array=0-2"], "submit_save_activations.sh", &settings);
+    assert!(within(30, || cluster.work.calls().len() == 3));
+    let element = |n: usize| format!("{array}_{n}");
+    // The element that carries the array's own id is the one where a short name hits all.
+    let own = (0..3).find(|n| cluster.field(&element(*n), "JobId") == array).unwrap();
+    cluster.warn(&element(own));
+    cluster.wait(&element(own), "Restarts", "1");
+    for n in 0..3 {
+        cluster.wait(&element(n), "JobState", "COMPLETED");
+        assert_eq!(cluster.field(&element(n), "Restarts"), usize::from(n == own).to_string());
+    }
+    assert_eq!(cluster.work.calls().len(), 4);
+}
+
+#[test]
+fn failed_cancelled_and_tired_jobs_are_not_queued_again() {
+    let Some(cluster) = Cluster::start() else { return };
+    let failing = [("FAKE_EXIT", "02_train_sae:65"), ("RUN_ID", "failing")];
+    let failing = cluster.sbatch(&[], "submit_train_sae.sh", &failing);
+    let tired = [("FAKE_EXIT", "03_top_sentences:75"), ("RUN_ID", "tired"), ("MAX_REQUEUES", "1")];
+    let tired = cluster.sbatch(&[], "submit_top_sentences.sh", &tired);
+    let long = [("FAKE_STEPS", "200"), ("RUN_ID", "long")];
+    let cancelled = cluster.sbatch(&[], "submit_save_activations.sh", &long);
+    assert!(within(30, || cluster.work.calls().iter().any(|call| call.contains("run=long"))));
+    cluster.run(cluster.command("scancel").arg(&cancelled));
+
+    cluster.wait(&failing, "JobState", "FAILED");
+    assert_eq!(cluster.field(&failing, "ExitCode"), "65:0");
+    assert_eq!(cluster.field(&failing, "Restarts"), "0");
+    cluster.wait(&tired, "JobState", "FAILED");
+    assert_eq!(cluster.field(&tired, "ExitCode"), "75:0");
+    assert_eq!(cluster.field(&tired, "Restarts"), "1");
+    cluster.wait(&cancelled, "JobState", "CANCELLED");
+    assert!(within(10, || cluster.work.stops().len() == 1), "it had time to save");
+    std::thread::sleep(std::time::Duration::from_secs(7)); // longer than a requeued job waits
+    assert_eq!(cluster.field(&cancelled, "JobState"), "CANCELLED");
+    assert!(cluster.logs().contains("not queued again"));
+}
+
+#[test]
+fn a_pipeline_is_a_chain_with_its_own_runs() {
+    let Some(cluster) = Cluster::start() else { return };
+    let chain = |arguments: &[&str]| {
+        cluster.run(cluster.command(script("submit_pipeline.sh")).args(arguments))
+    };
+    let first = chain(&["--array", "0-1"]);
+    let second = chain(&["--", "--comment=second"]);
+    let ends: Vec<&str> = [&first, &second].map(|out| told(out, "top_sentences")).into();
+    assert_eq!(cluster.field(ends[1], "Comment"), "second");
+    for end in ends {
+        cluster.wait(end, "JobState", "COMPLETED");
+    }
+    let calls = cluster.work.calls();
+    for (output, workers) in [(&first, 2), (&second, 1)] {
+        let (run, sae) = (told(output, "RUN_ID"), told(output, "SAE_RUN_ID"));
+        let mine: Vec<_> = calls.iter().filter(|c| c.contains(&format!("run={run} "))).collect();
+        assert_eq!(mine.len(), workers + 2, "{calls:?}");
+        assert!(mine.iter().all(|call| call.contains(&format!("sae={sae} "))), "{mine:?}");
+        assert!(mine[workers].starts_with("02_train_sae"), "{mine:?}");
+        assert!(mine[workers + 1].starts_with("03_top_sentences"), "{mine:?}");
+        assert!(workers == 1 || mine[0].contains("workers=2"), "{mine:?}");
+    }
+    assert_ne!(told(&first, "RUN_ID"), told(&second, "RUN_ID"));
+    assert!(cluster.work.store().join("logs").is_dir());
+}
+
+#[test]
+fn a_pipeline_stops_at_the_stage_that_fails() {
+    let Some(cluster) = Cluster::start() else { return };
+    let mut command = cluster.command(script("submit_pipeline.sh"));
+    let output = cluster.run(command.env("FAKE_EXIT", "02_train_sae:65").env("RUN_ID", "r"));
+    assert_eq!((told(&output, "RUN_ID"), told(&output, "SAE_RUN_ID")), ("r", "r-sae"));
+    cluster.wait(told(&output, "train_sae"), "JobState", "FAILED");
+    cluster.wait(told(&output, "top_sentences"), "JobState", "CANCELLED");
+    assert_eq!(cluster.work.calls().len(), 2);
+}
+
+#[test]
+fn a_job_that_cannot_find_the_repository_says_so() {
+    let Some(cluster) = Cluster::start() else { return };
+    let mut command = cluster.command("sbatch");
+    command.arg("--parsable").arg(script("submit_train_sae.sh")).env_remove("PIPELINE_HOME");
+    let job = cluster.run(&mut command);
+    cluster.wait(&job, "JobState", "FAILED");
+    assert_eq!(cluster.field(&job, "ExitCode"), "2:0");
+    let log = cluster.logs();
+    assert!(log.contains("set PIPELINE_HOME"), "{log}");
+}
