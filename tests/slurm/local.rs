@@ -24,7 +24,13 @@ fn scripts_parse_and_pass_shellcheck() {
     let bash = Command::new("bash").arg("-n").args(&scripts).output().unwrap();
     assert!(bash.status.success(), "{}", text(&bash));
     let others = ["up", "down", "daemon"].map(|name| format!("tests/slurm/cluster/{name}"));
-    let more = ["tests/slurm/fake_stage", "tests/run.sh", "tests/cuda/nvcc-none", ".ci/run"];
+    let more = [
+        "tests/slurm/fake_stage",
+        "tests/run.sh",
+        "tests/interop/venv.sh",
+        "tests/cuda/nvcc-none",
+        ".ci/run",
+    ];
     let mut check = Command::new("shellcheck");
     check.current_dir(repository()).arg("-x").args(&scripts).args(others).args(more);
     match check.output() {

@@ -33,7 +33,8 @@ fn an_interrupted_job_is_queued_again_and_goes_on() {
         &[("FAKE_STEPS", "30"), ("RUN_ID", "p")],
     );
     assert!(within(30, || cluster.work.calls().len() == 3));
-    let urgent = ["-p", "high", "--exclusive", "-o", "/dev/null", "--parsable", "--wrap", "sleep 1"];
+    let urgent =
+        ["-p", "high", "--exclusive", "-o", "/dev/null", "--parsable", "--wrap", "sleep 1"];
     let winner = cluster.run(cluster.command("sbatch").args(urgent).envs(steps));
     cluster.wait(&winner, "JobState", "COMPLETED");
     cluster.wait(&job, "JobState", "COMPLETED");

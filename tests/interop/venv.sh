@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes the virtual environment of the interoperation tests, once, and prints its python.
+# usage: tests/interop/venv.sh    exit code 69 where the packages cannot be fetched
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd -P)
+venv=${CARGO_TARGET_DIR:-$here/../../target}/interop-venv
+wanted=$(sha256sum "$here/requirements.txt" | cut -d' ' -f1)
+
+mkdir -p "$(dirname "$venv")"
+exec 9>"$venv.lock"
+flock 9
+if [[ $(cat "$venv/installed" 2>/dev/null) != "$wanted" ]]; then
+	rm -rf "$venv"
+	{
+		python3 -m venv "$venv"
+		"$venv/bin/pip" install --quiet --no-compile --requirement "$here/requirements.txt"
+	} >&2 9>&- || exit 69
+	echo "$wanted" >"$venv/installed"
+fi
+echo "$venv/bin/python"
