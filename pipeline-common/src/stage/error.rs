@@ -1,7 +1,7 @@
 //! Error kinds, hints and exit codes.
 //!
 //! Modules define `thiserror` enums and implement [`Classify`] for them; `?` in a stage turns any
-//! of them into a [`Failure`], which [`super::main`] prints once.
+//! of them into a [`Failure`], which [`super::main()`] prints once.
 
 use std::{io, path::Path};
 

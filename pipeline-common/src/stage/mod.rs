@@ -1,6 +1,6 @@
 //! What every binary shares: from the command line to the exit code.
 //!
-//! A stage is a clap struct that implements [`Stage`]; a binary is one call of [`main`].
+//! A stage is a clap struct that implements [`Stage`]; a binary is one call of [`main()`].
 
 pub mod atomic;
 pub mod config;
