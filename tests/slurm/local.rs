@@ -138,7 +138,7 @@ fn path_with_sbatch(work: &Workplace) -> String {
 #[test]
 fn ctrl_c_stops_cleanly_and_the_same_command_goes_on() {
     use std::os::unix::process::CommandExt;
-    for (signal, group) in [(Signal::INT, true), (Signal::INT, false), (Signal::TERM, false)] {
+    for (signal, group) in [(Signal::INT, true), (Signal::TERM, true), (Signal::TERM, false)] {
         let work = Workplace::new();
         let command = || {
             let mut command = work.command(script("run_local.sh"));
