@@ -33,3 +33,4 @@ pub mod sae;
 pub mod shard;
 pub mod slurm;
 pub mod stage;
+pub mod text;
