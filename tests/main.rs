@@ -1,6 +1,8 @@
 //! The integration tests, one module per concern.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod checkpoints;
 mod dependencies;
-mod slurm;
+mod golden;
 mod hub;
+mod slurm;

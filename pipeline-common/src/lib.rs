@@ -29,6 +29,7 @@
 
 pub mod capture;
 pub mod kernels;
+pub mod model;
 pub mod sae;
 pub mod shard;
 pub mod slurm;

@@ -1,0 +1,183 @@
+//! Three threads with bounded queues: tokenise, forward, write.
+//!
+//! The model never waits for the disk, nor the disk for the model: each queue holds two batches,
+//! and whoever is ahead waits. Batches are a pure function of the stream and the configuration:
+//! BATCH_SIZE_SAVE documents each, counted from the stream's first document, so a restart at a
+//! shard's boundary computes the same batches.
+
+use std::{
+    ops::Range,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::worker::{Batch, Worker};
+use crate::{
+    model::{Hook, HookedModel, Packed},
+    shard::{ShardError, tokens::Token},
+    stage::{Context, Failure, Result},
+    text::{Dataset, Document, tokenizer::{Encoding, Tokenizer}},
+};
+
+/// Batches each queue holds.
+const QUEUE: usize = 2;
+
+/// What turns documents into tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The documents.
+    pub dataset: &'a Dataset,
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Tokens a sentence, special tokens included.
+    pub max_length: usize,
+    /// Documents a batch.
+    pub batch_size: u64,
+    /// Whether special tokens get rows.
+    pub keep_special: bool,
+}
+
+/// A batch on its way to the model.
+struct Tokenised {
+    documents: Range<u64>,
+    texts: Vec<Document>,
+    encodings: Vec<Encoding>,
+}
+
+/// Captures the documents the worker has left; returns when all are committed or a stop was
+/// asked for, with everything whole committed.
+///
+/// # Errors
+/// Whatever a thread met first.
+pub fn run(
+    source: Source<'_>,
+    model: &dyn HookedModel,
+    hooks: &[Hook],
+    worker: &mut Worker,
+    context: &Context,
+) -> Result<()> {
+    let left = worker.left();
+    let mut progress = context.progress("capturing", left.end - left.start, "documents");
+    thread::scope(|scope| {
+        let (to_model, from_reader) = sync_channel(QUEUE);
+        let (to_writer, from_model) = sync_channel(QUEUE);
+        let documents = left.clone();
+        let reader = scope.spawn(move || read(source, documents, &to_model));
+        let writer = scope.spawn(move || write(worker, &from_model));
+        let mut forward = || -> Result<()> {
+            for tokenised in &from_reader {
+                if context.stop.requested() {
+                    break;
+                }
+                let batch = compute(source, model, hooks, tokenised)?;
+                let (n, tokens) = (batch.documents.end - batch.documents.start, batch.tokens_seen);
+                if to_writer.send(batch).is_err() {
+                    break;
+                }
+                progress.advance(n, tokens, "");
+            }
+            Ok(())
+        };
+        let computed = forward();
+        // Closing the queues lets both threads finish; a thread's own error explains more than
+        // the closed queue its neighbour sees.
+        drop((from_reader, to_writer));
+        joined(writer)??;
+        joined(reader)??;
+        computed
+    })?;
+    progress.finish("");
+    Ok(())
+}
+
+fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> Result<T> {
+    handle.join().map_err(|panic| std::panic::resume_unwind(panic))
+}
+
+fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Result<()> {
+    let mut documents = source.dataset.documents(left.clone())?;
+    let mut begin = left.start;
+    while begin < left.end {
+        let end = (begin + source.batch_size).min(left.end);
+        let texts = documents.by_ref().take((end - begin) as usize).collect::<std::result::Result<Vec<_>, _>>()?;
+        let strings: Vec<String> = texts.iter().map(|d| d.text.clone()).collect();
+        let encodings = source.tokenizer.encode_batch(&strings, source.max_length)?;
+        if out.send(Tokenised { documents: begin..end, texts, encodings }).is_err() {
+            break;
+        }
+        begin = end;
+    }
+    Ok(())
+}
+
+fn write(worker: &mut Worker, batches: &Receiver<Batch>) -> std::result::Result<(), ShardError> {
+    for batch in batches {
+        worker.add(batch)?;
+    }
+    worker.commit()
+}
+
+fn compute(source: Source<'_>, model: &dyn HookedModel, hooks: &[Hook], tokenised: Tokenised) -> Result<Batch> {
+    let Tokenised { documents, texts, encodings } = tokenised;
+    // A document without text would be a sentence of special tokens alone.
+    let kept = |e: &Encoding| e.special.iter().map(|s| source.keep_special || !s).collect::<Vec<_>>();
+    let used: Vec<(Document, Encoding, Vec<bool>)> = texts
+        .into_iter()
+        .zip(encodings)
+        .map(|(d, e)| { let keep = kept(&e); (d, e, keep) })
+        .filter(|(_, e, keep)| keep.contains(&true) && e.special.contains(&false))
+        .collect();
+    let packed = Packed::new(used.iter().map(|(_, e, _)| &e.ids));
+    let keep: Vec<bool> = used.iter().flat_map(|(_, _, keep)| keep.iter().copied()).collect();
+    let mut rows = vec![vec![]; hooks.len()];
+    if packed.rows() > 0 {
+        model.forward(&packed, hooks, &mut |hook, tensor| {
+            rows[hook] = kept_rows(&tensor, &keep)?;
+            Ok(())
+        })?;
+    }
+    let tokens_seen = packed.rows() as u64;
+    let sentences = used.into_iter().map(sentence).collect();
+    Ok(Batch { documents, tokens_seen, sentences, rows })
+}
+
+/// The rows to keep of a `[rows, width]` tensor.
+fn kept_rows(tensor: &Tensor, keep: &[bool]) -> candle_core::Result<Vec<f32>> {
+    let index: Vec<u32> = (0..keep.len() as u32).filter(|i| keep[*i as usize]).collect();
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let tensor = if index.len() < keep.len() {
+        let n = index.len();
+        tensor.index_select(&Tensor::from_vec(index, n, &Device::Cpu)?, 0)?
+    } else {
+        tensor
+    };
+    tensor.flatten_all()?.to_vec1()
+}
+
+/// A sentence's document, its text up to the last token, and its kept tokens.
+fn sentence((document, encoding, keep): (Document, Encoding, Vec<bool>)) -> (u64, String, Vec<Token>) {
+    let mut text = document.text;
+    let end = encoding.offsets.iter().map(|(_, end)| *end).max().unwrap_or(0);
+    text.truncate(end);
+    let token = |i: usize| Token {
+        id: encoding.ids[i],
+        position: i as u32,
+        offset: [encoding.offsets[i].0 as u32, encoding.offsets[i].1 as u32],
+    };
+    let tokens = (0..encoding.ids.len()).filter(|i| keep[*i]).map(token).collect();
+    (document.index, text, tokens)
+}
+
+/// Refuses what only the capture could find out late.
+pub fn check_vocabulary(tokenizer: &Tokenizer, model_vocabulary: usize) -> Result<()> {
+    let found = tokenizer.vocab_size();
+    if found <= model_vocabulary {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "the tokenizer has {found} tokens, but the model's vocabulary is {model_vocabulary}"
+    ))
+    .hint("the tokenizer belongs to another model"))
+}

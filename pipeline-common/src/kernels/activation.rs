@@ -1,0 +1,140 @@
+//! Activation functions of the feed-forward block, alone or times a gate's partner.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{simd, tensor, view};
+
+/// Numbers handled by one task.
+const CHUNK: usize = 16 * 1024;
+
+/// An activation function, applied to every number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`, also called swish.
+    Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`.
+    Gelu,
+    /// The approximation of GELU by a hyperbolic tangent.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl Activation {
+    /// Names of `hidden_act` that are understood.
+    pub const NAMES: &'static str = "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu";
+
+    /// The function that `hidden_act` of a `config.json` names.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" => Self::GeluTanh,
+            "relu" => Self::Relu,
+            _ => return None,
+        })
+    }
+
+    /// Applies the function; same shape.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        let Some(xs) = view(x) else { return self.portable(x) };
+        let mut out = vec![0.0; xs.len()];
+        out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| self.alone(x, y));
+        tensor(out, x.shape())
+    }
+
+    /// `act(gate) * up`; all three have the same shape.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn gated(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let (Some(gs), Some(us)) = (view(gate), view(up)) else {
+            return self.portable(gate)? * up;
+        };
+        let mut out = vec![0.0; gs.len()];
+        out.par_chunks_mut(CHUNK).zip(gs.par_chunks(CHUNK)).zip(us.par_chunks(CHUNK)).for_each(
+            |((y, g), u)| {
+                self.alone(g, y);
+                y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
+            },
+        );
+        tensor(out, gate.shape())
+    }
+
+    fn alone(self, x: &[f32], y: &mut [f32]) {
+        match self {
+            Self::Silu => silu(x, y),
+            Self::Gelu => gelu(x, y),
+            Self::GeluTanh => gelu_tanh(x, y),
+            Self::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0)),
+        }
+    }
+
+    fn portable(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => x.silu(),
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
+            Self::Relu => x.relu(),
+        }
+    }
+}
+
+simd::vectorised! {
+    fn silu(x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x / (1.0 + simd::exp(-x));
+        }
+    }
+}
+
+simd::vectorised! {
+    fn gelu(x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = 0.5 * x * (1.0 + simd::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+simd::vectorised! {
+    fn gelu_tanh(x: &[f32], y: &mut [f32]) {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        for (y, x) in y.iter_mut().zip(x) {
+            let inner = SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
+            // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
+            *y = x / (1.0 + simd::exp(-2.0 * inner));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{assert_close, numbers},
+        *,
+    };
+
+    const ALL: [Activation; 4] =
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+
+    #[test]
+    fn fast_equals_reference() {
+        let x = (numbers(1, (9, 4001)) * 4.0).unwrap();
+        let up = numbers(2, (9, 4001));
+        for act in ALL {
+            let expected = act.portable(&x).unwrap();
+            assert_close(&act.apply(&x).unwrap(), &expected, 2e-6);
+            assert_close(&act.gated(&x, &up).unwrap(), &(expected * &up).unwrap(), 4e-6);
+        }
+    }
+
+    #[test]
+    fn names_are_those_listed() {
+        assert!(Activation::NAMES.split(", ").all(|n| Activation::named(n).is_some()));
+        assert_eq!(Activation::named("quick_gelu"), None);
+    }
+}

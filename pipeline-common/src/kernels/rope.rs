@@ -1,0 +1,76 @@
+//! Rotary position embedding: pairs (i, i + d/2) of each head turn by an angle of their position.
+
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+
+use super::{simd, tensor, view};
+
+/// Rows handled by one task.
+const ROWS: usize = 32;
+
+/// Rotates `x` [rows, heads · d] by each row's `cos` and `sin` [rows, d/2].
+///
+/// # Errors
+/// What the device reports.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (width, half) = (x.dim(D::Minus1)?, cos.dim(D::Minus1)?);
+    let (Some(xs), Some(c), Some(s)) = (view(x), view(cos), view(sin)) else {
+        return portable(x, cos, sin);
+    };
+    let mut out = vec![0.0; xs.len()];
+    out.par_chunks_mut(ROWS * width)
+        .zip(xs.par_chunks(ROWS * width))
+        .zip(c.par_chunks(ROWS * half).zip(s.par_chunks(ROWS * half)))
+        .for_each(|((y, x), (c, s))| {
+            let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            let angles = c.chunks_exact(half).zip(s.chunks_exact(half));
+            for ((y, x), (c, s)) in rows.zip(angles) {
+                rotate_row(x, c, s, y);
+            }
+        });
+    tensor(out, x.shape())
+}
+
+simd::vectorised! {
+    fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
+        let half = cos.len();
+        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+            let (y1, y2) = y.split_at_mut(half);
+            let (x1, x2) = x.split_at(half);
+            for i in 0..half {
+                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+            }
+        }
+    }
+}
+
+fn portable(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let half = cos.dim(D::Minus1)?;
+    let x = x.reshape((rows, width / (2 * half), 2 * half))?;
+    let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let (cos, sin) =
+        (cos.unsqueeze(1)?.to_dtype(x.dtype())?, sin.unsqueeze(1)?.to_dtype(x.dtype())?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], 2)?.reshape((rows, width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{assert_close, numbers},
+        *,
+    };
+
+    #[test]
+    fn fast_equals_reference() {
+        for (rows, heads, half) in [(1, 1, 1), (5, 3, 8), (70, 2, 32)] {
+            let x = numbers(1, (rows, heads * 2 * half));
+            let (cos, sin) = (numbers(2, (rows, half)), numbers(3, (rows, half)));
+            let expected = portable(&x, &cos, &sin).unwrap();
+            assert_close(&rotate(&x, &cos, &sin).unwrap(), &expected, 1e-6);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The parts that families are put together from.
+
+pub(super) mod attention;
+pub(super) mod linear;
+pub(super) mod mlp;
+pub(super) mod norm;
+pub(super) mod rope;

@@ -1,0 +1,350 @@
+//! Hook points, and the names under which people know them.
+//!
+//! Three schemes name the same tensor: the Hugging Face module path
+//! (`model.layers.16.post_attention_layernorm` is the module's output, `...#in` its input), the
+//! TransformerLens name (`blocks.16.ln2.hook_normalized`), and the signature
+//! (`llamaforcausallm_model_layers_16_post_attention_layernorm`). Each family lists its hook points
+//! once, as a table of [`Site`]s; everything here reads those tables.
+
+use serde::Serialize;
+
+use super::{ModelError, ModelInfo};
+
+/// A place in the forward pass where a tensor can be read, in the order of computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Point {
+    /// Token embeddings of an encoder.
+    WordEmbed,
+    /// Token-type embeddings of an encoder.
+    TokenTypeEmbed,
+    /// Position embeddings of an encoder.
+    PositionEmbed,
+    /// Sum of an encoder's embeddings, before their norm.
+    EmbedSum,
+    /// What enters the first block.
+    Embed,
+    /// Input of a block.
+    ResidPre,
+    /// Normalised copy that feeds the attention.
+    AttnIn,
+    /// Mix of values per head, before the output projection.
+    Z,
+    /// Output of the attention, after its projection.
+    AttnOut,
+    /// Residual stream after the attention was added.
+    ResidMid,
+    /// Normalised copy that feeds the feed-forward block.
+    MlpIn,
+    /// Output of the activation function alone, where it multiplies another projection.
+    MlpGate,
+    /// Inner activation of the feed-forward block: input of its last projection.
+    MlpAct,
+    /// Output of the feed-forward block.
+    MlpOut,
+    /// Sum of feed-forward output and its input, before the norm that ends an encoder's block.
+    ResidSum,
+    /// Output of a block.
+    ResidPost,
+    /// Output of the last norm.
+    FinalNorm,
+    /// Scores of the next token.
+    Logits,
+    /// An encoder's pooler.
+    Pooler,
+}
+
+impl Point {
+    /// The points that may be named without a layer, with their short names.
+    pub const ALIASES: [(&'static str, Self); 7] = [
+        ("resid_pre", Self::ResidPre),
+        ("resid_mid", Self::ResidMid),
+        ("resid_post", Self::ResidPost),
+        ("attn_out", Self::AttnOut),
+        ("mlp_out", Self::MlpOut),
+        ("mlp_in", Self::MlpIn),
+        ("mlp_act", Self::MlpAct),
+    ];
+
+    /// The point's short name, if it has one.
+    pub fn alias(self) -> Option<&'static str> {
+        Self::ALIASES.iter().find(|(_, p)| *p == self).map(|(name, _)| *name)
+    }
+}
+
+/// How wide a hook's rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// The residual stream.
+    Model,
+    /// All heads side by side.
+    Heads,
+    /// The inner width of the feed-forward block.
+    Mlp,
+    /// The vocabulary.
+    Vocab,
+}
+
+/// One hook point of a family.
+///
+/// In names `{}` stands for the layer, and a leading `@` for the prefix that the class puts before
+/// its base model's modules (`model.`, `bert.`, or nothing).
+#[derive(Debug)]
+pub struct Site {
+    /// The place.
+    pub point: Point,
+    /// Module path; its output, or its input if it ends in `#in`.
+    pub path: &'static str,
+    /// Other module paths of the same tensor; one without `{}` means the last layer.
+    pub also: &'static [&'static str],
+    /// TransformerLens name.
+    pub lens: &'static str,
+    /// Width of a row.
+    pub width: Width,
+    /// What it is, in a few words.
+    pub what: &'static str,
+}
+
+impl Site {
+    /// Whether the point exists once per layer.
+    fn per_layer(&self) -> bool {
+        self.path.contains("{}")
+    }
+}
+
+/// A named tensor of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Hook {
+    /// The layer, from 0; absent for points outside the blocks.
+    pub layer: Option<usize>,
+    /// The place in the layer.
+    pub point: Point,
+}
+
+impl Hook {
+    /// The hook that a module path, a TransformerLens name or a signature names.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownHook`], listing the names that exist; [`ModelError::NoSuchLayer`].
+    pub fn parse(name: &str, info: &ModelInfo) -> Result<Self, ModelError> {
+        let bare = name.strip_prefix(info.prefix()).unwrap_or(name);
+        let signature = name
+            .strip_prefix(&info.architecture.to_lowercase())
+            .and_then(|rest| rest.strip_prefix('_'));
+        for site in info.sites() {
+            let paths = std::iter::once(&site.path).chain(site.also);
+            let found = paths
+                .flat_map(|path| {
+                    let plain = fill_layer(path, name)
+                        .or_else(|| path.strip_prefix('@').and_then(|path| fill_layer(path, bare)));
+                    let flat = underscores(&path.replacen('@', info.prefix(), 1));
+                    [plain, signature.and_then(|s| fill_layer(&flat, s))]
+                })
+                .chain([fill_layer(site.lens, name)])
+                .flatten()
+                .next();
+            if let Some(layer) = found {
+                let last = site.per_layer().then(|| info.n_layers - 1);
+                let layer = layer.or(last);
+                return Self { layer, point: site.point }.checked(info);
+            }
+        }
+        Err(unknown(name, info))
+    }
+
+    /// The hook that an alias such as `resid_mid` names in a layer.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownHook`] if the family has no such point; [`ModelError::NoSuchLayer`].
+    pub fn alias(name: &str, layer: usize, info: &ModelInfo) -> Result<Self, ModelError> {
+        let point = Point::ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, p)| *p);
+        match point {
+            Some(point) if info.site(point).is_some() => {
+                Self { layer: Some(layer), point }.checked(info)
+            }
+            _ => Err(unknown(name, info)),
+        }
+    }
+
+    fn checked(self, info: &ModelInfo) -> Result<Self, ModelError> {
+        match self.layer {
+            Some(layer) if layer >= info.n_layers => Err(ModelError::NoSuchLayer {
+                layer,
+                n_layers: info.n_layers,
+                architecture: info.architecture.clone(),
+            }),
+            _ => Ok(self),
+        }
+    }
+
+    /// Every hook of a model, in the order of computation.
+    pub fn all(info: &ModelInfo) -> Vec<Self> {
+        let outside = |after: bool| {
+            let one = |s: &Site| Self { layer: None, point: s.point };
+            let sites = info.sites().iter();
+            sites.filter(move |s| !s.per_layer() && (s.point > Point::ResidPost) == after).map(one)
+        };
+        let layers = (0..info.n_layers).flat_map(|layer| {
+            let sites = info.sites().iter().filter(|s| s.per_layer());
+            sites.map(move |s| Self { layer: Some(layer), point: s.point })
+        });
+        outside(false).chain(layers).chain(outside(true)).collect()
+    }
+
+    /// Blocks that must run before the hook's tensor exists.
+    pub fn blocks(&self, info: &ModelInfo) -> usize {
+        match (self.layer, self.point) {
+            (Some(layer), Point::ResidPre) => layer,
+            (Some(layer), _) => layer + 1,
+            (None, point) if point < Point::ResidPre => 0,
+            (None, _) => info.n_layers,
+        }
+    }
+
+    /// The Hugging Face module path, with `#in` for a module's input.
+    pub fn module_path(&self, info: &ModelInfo) -> String {
+        self.fill(info, |site| site.path).replacen('@', info.prefix(), 1)
+    }
+
+    /// The TransformerLens name. Where TransformerLens has no hook, the name follows its pattern.
+    pub fn transformer_lens(&self, info: &ModelInfo) -> String {
+        self.fill(info, |site| site.lens)
+    }
+
+    /// The lower-case architecture and the module path, joined by underscores.
+    pub fn signature(&self, info: &ModelInfo) -> String {
+        let path = underscores(&self.module_path(info));
+        format!("{}_{path}", info.architecture.to_lowercase())
+    }
+
+    /// Numbers in a row of the hook.
+    pub fn width(&self, info: &ModelInfo) -> usize {
+        match info.site(self.point).map(|s| s.width) {
+            Some(Width::Heads) => info.n_heads * info.d_head,
+            Some(Width::Mlp) => info.d_mlp,
+            Some(Width::Vocab) => info.vocab_size,
+            _ => info.d_model,
+        }
+    }
+
+    /// What the tensor is, in a few words.
+    pub fn describe(&self, info: &ModelInfo) -> &'static str {
+        info.site(self.point).map_or("", |s| s.what)
+    }
+
+    fn fill(&self, info: &ModelInfo, name: impl Fn(&Site) -> &'static str) -> String {
+        let layer = self.layer.map(|l| l.to_string()).unwrap_or_default();
+        info.site(self.point).map(name).unwrap_or_default().replacen("{}", &layer, 1)
+    }
+}
+
+fn underscores(path: &str) -> String {
+    path.replace(['.', '#'], "_")
+}
+
+/// The layer in `name` if `template` describes it: `Some(None)` for a template without a layer.
+fn fill_layer(template: &str, name: &str) -> Option<Option<usize>> {
+    let Some((before, after)) = template.split_once("{}") else {
+        return (template == name).then_some(None);
+    };
+    let digits = name.strip_prefix(before)?.strip_suffix(after)?;
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    let canonical = digits == "0" || !digits.starts_with('0');
+    if plain && canonical { digits.parse().ok().map(Some) } else { None }
+}
+
+fn unknown(name: &str, info: &ModelInfo) -> ModelError {
+    let aliases = Point::ALIASES.iter().filter(|(_, p)| info.site(*p).is_some()).map(|(a, _)| *a);
+    let paths = info.sites().iter().map(|s| s.path.replacen('@', info.prefix(), 1));
+    let known: Vec<String> = aliases.map(str::to_owned).chain(paths).collect();
+    ModelError::UnknownHook {
+        name: name.to_owned(),
+        architecture: info.architecture.clone(),
+        known: known.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Classify;
+
+    fn infos() -> Vec<ModelInfo> {
+        ["LlamaForCausalLM", "LlamaModel", "Qwen2ForCausalLM", "BertModel", "BertForMaskedLM"]
+            .map(|architecture| {
+                let model_type = ["llama", "qwen2", "bert"]
+                    .into_iter()
+                    .find(|t| architecture.to_lowercase().starts_with(t));
+                super::super::info::testing::tiny(model_type.unwrap(), architecture)
+            })
+            .into()
+    }
+
+    #[test]
+    fn all_names_of_all_hooks_lead_back_to_them() {
+        for info in infos() {
+            let hooks = Hook::all(&info);
+            assert!(hooks.len() > 9 * info.n_layers);
+            for hook in hooks {
+                for name in
+                    [hook.module_path(&info), hook.transformer_lens(&info), hook.signature(&info)]
+                {
+                    assert_eq!(Hook::parse(&name, &info).unwrap(), hook, "{name}");
+                }
+                let bare = hook.module_path(&info);
+                let bare = bare.strip_prefix(info.prefix()).unwrap_or(&bare);
+                assert_eq!(Hook::parse(bare, &info).unwrap(), hook, "{bare}");
+                if let (Some(alias), Some(layer)) = (hook.point.alias(), hook.layer) {
+                    assert_eq!(Hook::alias(alias, layer, &info).unwrap(), hook);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        for info in infos() {
+            let hooks = Hook::all(&info);
+            for name in [Hook::module_path, Hook::transformer_lens, Hook::signature] {
+                let names: std::collections::HashSet<String> =
+                    hooks.iter().map(|h| name(h, &info)).collect();
+                assert_eq!(names.len(), hooks.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_users_names_mean_what_they_say() {
+        let info = super::super::info::testing::tiny("llama", "LlamaForCausalLM");
+        let parse = |name: &str| Hook::parse(name, &info).unwrap();
+        let hook = |layer, point| Hook { layer: Some(layer), point };
+        assert_eq!(parse("model.layers.1.post_attention_layernorm"), hook(1, Point::MlpIn));
+        assert_eq!(
+            parse("llamaforcausallm_model_layers_1_post_attention_layernorm"),
+            hook(1, Point::MlpIn)
+        );
+        assert_eq!(parse("model.layers.1.post_attention_layernorm#in"), hook(1, Point::ResidMid));
+        assert_eq!(parse("blocks.1.hook_resid_mid"), hook(1, Point::ResidMid));
+        assert_eq!(parse("logits"), Hook { layer: None, point: Point::Logits });
+    }
+
+    #[test]
+    fn what_does_not_exist_is_a_usage_error_that_lists_what_does() {
+        let info = super::super::info::testing::tiny("llama", "LlamaForCausalLM");
+        let unknown = Hook::parse("model.layers.1.nonsense", &info).unwrap_err();
+        assert_eq!(unknown.kind().exit_code(), 2);
+        assert!(unknown.hint().unwrap().contains("model.layers.{}.mlp.act_fn"));
+        for name in ["model.layers.3", "blocks.3.hook_mlp_out", "model.layers.99999"] {
+            let deep = Hook::parse(name, &info).unwrap_err();
+            assert_eq!(deep.kind().exit_code(), 2);
+            assert!(deep.hint().unwrap().contains("between 0 and 2"), "{name}");
+        }
+        for bad in ["", "model.layers.", "model.layers.-1", "model.layers.01", "blocks.1"] {
+            assert!(
+                matches!(Hook::parse(bad, &info), Err(ModelError::UnknownHook { .. })),
+                "{bad}"
+            );
+        }
+        assert!(Hook::alias("attn_in", 0, &info).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! The hooked transformer: built from a checkpoint's own `config.json`, run as deep as asked.
+//!
+//! Families are files (`llama`, `qwen2`, `bert`) over shared blocks. Hidden states are [rows,
+//! d_model]: the tokens of all sentences of a batch back to back, without padding. Nothing here
+//! knows about datasets, shards or SAEs.
+
+mod bert;
+mod block;
+mod decoder;
+mod error;
+mod hook;
+mod info;
+mod llama;
+mod packed;
+mod qwen2;
+mod tape;
+mod weights;
+
+pub mod args;
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+pub use args::HookArgs;
+pub use error::ModelError;
+pub use hook::{Hook, Point, Site, Width};
+pub use info::{FAMILIES, ModelInfo, flops_per_token};
+pub use packed::Packed;
+pub use tape::Emit;
+pub use weights::{Headers, headers};
+
+use info::Family;
+use tape::{Halt, Tape};
+use weights::Weights;
+
+/// A model that hands out tensors on its way.
+pub trait HookedModel: Send {
+    /// The model's description.
+    fn info(&self) -> &ModelInfo;
+
+    /// Runs a batch until the deepest of `hooks` and hands out each one's tensor.
+    ///
+    /// `emit` is given the index into `hooks` and the tensor [rows, width] in f32, in the order of
+    /// computation. Results are a function of the batch alone: the same batch gives the same bits.
+    ///
+    /// # Errors
+    /// A batch that does not suit the model, a hook deeper than what was loaded, what the device
+    /// reports, and what `emit` returns.
+    fn forward(
+        &self,
+        batch: &Packed,
+        hooks: &[Hook],
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ModelError>;
+}
+
+/// Loads a checkpoint as deep as `hooks` need: no layer beyond the deepest is read.
+///
+/// Weights are converted to `dtype`, in which the forward pass computes; f32 on a CPU.
+///
+/// # Errors
+/// Whatever is missing, damaged or not implemented, with file and tensor.
+pub fn load(
+    dir: &Path,
+    hooks: &[Hook],
+    device: &Device,
+    dtype: DType,
+) -> Result<Box<dyn HookedModel>, ModelError> {
+    let info = ModelInfo::from_dir(dir)?;
+    let weights = Weights::open(dir, device, dtype)?;
+    let blocks = hooks.iter().map(|h| h.blocks(&info)).max().unwrap_or(0);
+    let network = match &info.family {
+        Family::Decoder(config) => {
+            Network::Decoder(decoder::Decoder::load(&weights, config, hooks, blocks)?)
+        }
+        Family::Bert(config) => Network::Bert(bert::Bert::load(&weights, config, hooks, blocks)?),
+    };
+    Ok(Box::new(Loaded { info, network }))
+}
+
+/// The device that `DEVICE` names: `auto` is the first GPU if this build can use one, else the CPU.
+///
+/// # Errors
+/// [`ModelError::UnknownDevice`] and [`ModelError::NoDevice`].
+pub fn device(name: &str) -> Result<Device, ModelError> {
+    let gpu = |ordinal| {
+        Device::new_cuda(ordinal)
+            .map_err(|e| ModelError::NoDevice { name: name.to_owned(), message: e.to_string() })
+    };
+    let unknown = || ModelError::UnknownDevice { name: name.to_owned() };
+    match name {
+        "auto" if cfg!(feature = "cuda") => Ok(gpu(0).unwrap_or(Device::Cpu)),
+        "auto" | "cpu" => Ok(Device::Cpu),
+        "cuda" => gpu(0),
+        other => {
+            let ordinal = other.strip_prefix("cuda:").ok_or_else(unknown)?;
+            gpu(ordinal.parse().map_err(|_| unknown())?)
+        }
+    }
+}
+
+enum Network {
+    Decoder(decoder::Decoder),
+    Bert(bert::Bert),
+}
+
+struct Loaded {
+    info: ModelInfo,
+    network: Network,
+}
+
+impl HookedModel for Loaded {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn forward(
+        &self,
+        batch: &Packed,
+        hooks: &[Hook],
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ModelError> {
+        batch.validate(self.info.vocab_size, self.info.context_length)?;
+        if batch.rows() == 0 || hooks.is_empty() {
+            return Ok(());
+        }
+        let mut seen = vec![false; hooks.len()];
+        let mut emit = |index: usize, tensor| {
+            seen[index] = true;
+            emit(index, tensor)
+        };
+        let mut tape = Tape::new(hooks, &mut emit);
+        let end = match &self.network {
+            Network::Decoder(network) => network.forward(batch, &mut tape),
+            Network::Bert(network) => network.forward(batch, &mut tape),
+        };
+        match end {
+            Ok(()) => {
+                let missed = hooks.iter().zip(seen).find(|(_, seen)| !seen).map(|(h, _)| h);
+                let hook = missed.map(|h| h.module_path(&self.info)).unwrap_or_default();
+                Err(ModelError::NotLoaded { hook })
+            }
+            Err(Halt::Done) => Ok(()),
+            Err(Halt::Failed(error)) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::{Classify, Kind};
+
+    #[test]
+    fn devices_by_name() {
+        assert!(device("cpu").unwrap().is_cpu());
+        for bad in ["gpu", "cuda:x", "CPU", ""] {
+            assert_eq!(device(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+        if cfg!(not(feature = "cuda")) {
+            assert!(device("auto").unwrap().is_cpu());
+            assert_eq!(device("cuda:0").unwrap_err().kind(), Kind::Unavailable);
+        }
+    }
+}

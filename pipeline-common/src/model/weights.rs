@@ -1,0 +1,174 @@
+//! The tensors of a checkpoint: one safetensors file, or several with an index.
+//!
+//! Files are mapped, so a tensor that is never asked for is never read.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
+use safetensors::Dtype;
+use serde::Deserialize;
+
+use super::ModelError;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A place among a checkpoint's tensors: names are joined with dots, as modules nest.
+#[derive(Clone)]
+pub struct Weights {
+    files: Arc<Files>,
+    prefix: String,
+    device: Device,
+    dtype: DType,
+}
+
+struct Files {
+    /// The file, or the index, that errors name.
+    source: PathBuf,
+    shards: Vec<(PathBuf, MmapedSafetensors)>,
+    /// Tensor name to its shard.
+    places: HashMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens a checkpoint's files and checks their headers; reads no tensor.
+    ///
+    /// Tensors will be converted to `dtype` and put on `device` when asked for.
+    ///
+    /// # Errors
+    /// Missing, truncated or malformed files, and an index that names a file that is not there.
+    pub fn open(dir: &Path, device: &Device, dtype: DType) -> Result<Self, ModelError> {
+        let files = Arc::new(Files::open(dir)?);
+        Ok(Self { files, prefix: String::new(), device: device.clone(), dtype })
+    }
+
+    /// The place of a module below this one.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { prefix: self.name(&name.to_string()), ..self.clone() }
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether the checkpoint has a tensor of that name here.
+    pub fn contains(&self, name: &str) -> bool {
+        self.files.places.contains_key(&self.name(name))
+    }
+
+    /// Reads a tensor, which must have the shape that `config.json` implies.
+    ///
+    /// # Errors
+    /// A tensor that is missing, has another shape, or is not stored as f32, f16 or bf16.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let tensor = self.name(name);
+        let Some(&at) = self.files.places.get(&tensor) else {
+            return Err(ModelError::MissingTensor { path: self.files.source.clone(), tensor });
+        };
+        let (path, shard) = &self.files.shards[at];
+        let Ok(view) = shard.get(&tensor) else {
+            return Err(ModelError::MissingTensor { path: path.clone(), tensor });
+        };
+        let path = path.clone();
+        if view.shape() != shape {
+            let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { path, tensor, found, expected });
+        }
+        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let found = format!("{:?}", view.dtype());
+            return Err(ModelError::Format { path, tensor, found });
+        }
+        Ok(shard.load(&tensor, &self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+impl Files {
+    fn open(dir: &Path) -> Result<Self, ModelError> {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        if single.is_file() {
+            let shard = open_shard(&single)?;
+            let places = shard.tensors().into_iter().map(|(name, _)| (name, 0)).collect();
+            return Ok(Self { source: single.clone(), shards: vec![(single, shard)], places });
+        }
+        if !index.is_file() {
+            let what = "model.safetensors or model.safetensors.index.json";
+            return Err(ModelError::Missing { what, dir: dir.to_owned() });
+        }
+        let text = fs_err::read(&index).map_err(|e| ModelError::file(&index, e))?;
+        let map: Index = serde_json::from_slice(&text).map_err(|e| ModelError::file(&index, e))?;
+        let (mut shards, mut known) = (Vec::new(), HashMap::new());
+        let mut places = HashMap::new();
+        for (tensor, shard) in map.weight_map {
+            let at = match known.get(&shard) {
+                Some(&at) => at,
+                None => {
+                    let path = dir.join(&shard);
+                    if Path::new(&shard).file_name() != Some(shard.as_ref()) || !path.is_file() {
+                        return Err(ModelError::MissingShard { index, tensor, shard });
+                    }
+                    shards.push((path.clone(), open_shard(&path)?));
+                    known.insert(shard, shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            places.insert(tensor, at);
+        }
+        Ok(Self { source: index, shards, places })
+    }
+}
+
+fn open_shard(path: &Path) -> Result<MmapedSafetensors, ModelError> {
+    #[expect(unsafe_code, reason = "memory-mapping a file")]
+    // SAFETY: checkpoints are not written to while they are in use; the header is checked against
+    // the file's length here, so no read goes past its end.
+    let opened = unsafe { MmapedSafetensors::new(path) };
+    opened.map_err(|e| {
+        let cause = match &e {
+            candle_core::Error::WithPath { inner, .. } => inner.to_string(),
+            other => other.to_string(),
+        };
+        ModelError::file(path, format!("not a complete safetensors file: {cause}"))
+    })
+}
+
+/// What the headers of a checkpoint's safetensors files say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Weights in all files.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Number formats with their share of the weights, largest first.
+    pub dtypes: Vec<(String, u64)>,
+}
+
+/// Reads the headers of a checkpoint's safetensors files; no tensor is read.
+///
+/// # Errors
+/// As [`Weights::open`].
+pub fn headers(dir: &Path) -> Result<Headers, ModelError> {
+    let files = Files::open(dir)?;
+    let (mut parameters, mut bytes) = (0, 0);
+    let mut dtypes = BTreeMap::<String, u64>::new();
+    for (_, view) in files.shards.iter().flat_map(|(_, shard)| shard.tensors()) {
+        if matches!(view.dtype(), Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL) {
+            continue;
+        }
+        let count = view.shape().iter().product::<usize>() as u64;
+        parameters += count;
+        bytes += view.data().len() as u64;
+        *dtypes.entry(format!("{:?}", view.dtype())).or_default() += count;
+    }
+    let mut dtypes: Vec<(String, u64)> = dtypes.into_iter().collect();
+    dtypes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    Ok(Headers { parameters, bytes, dtypes })
+}
