@@ -1,3 +1,9 @@
-//! text -> activation shards.
+//! Stage 01: text -> activation shards.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pipeline_common::{capture::SaveActivations, stage};
+
+fn main() -> ExitCode {
+    stage::main::<SaveActivations>()
+}

@@ -16,9 +16,12 @@ use candle_core::{DType, Device, Tensor};
 use super::worker::{Batch, Worker};
 use crate::{
     model::{Hook, HookedModel, Packed},
-    shard::{ShardError, tokens::Token},
+    shard::tokens::Token,
     stage::{Context, Failure, Result},
-    text::{Dataset, Document, tokenizer::{Encoding, Tokenizer}},
+    text::{
+        Dataset, Document,
+        tokenizer::{Encoding, Tokenizer},
+    },
 };
 
 /// Batches each queue holds.
@@ -101,7 +104,10 @@ fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Re
     let mut begin = left.start;
     while begin < left.end {
         let end = (begin + source.batch_size).min(left.end);
-        let texts = documents.by_ref().take((end - begin) as usize).collect::<std::result::Result<Vec<_>, _>>()?;
+        let texts = documents
+            .by_ref()
+            .take((end - begin) as usize)
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         let strings: Vec<String> = texts.iter().map(|d| d.text.clone()).collect();
         let encodings = source.tokenizer.encode_batch(&strings, source.max_length)?;
         if out.send(Tokenised { documents: begin..end, texts, encodings }).is_err() {
@@ -112,21 +118,30 @@ fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Re
     Ok(())
 }
 
-fn write(worker: &mut Worker, batches: &Receiver<Batch>) -> std::result::Result<(), ShardError> {
+fn write(worker: &mut Worker, batches: &Receiver<Batch>) -> Result<()> {
     for batch in batches {
         worker.add(batch)?;
     }
     worker.commit()
 }
 
-fn compute(source: Source<'_>, model: &dyn HookedModel, hooks: &[Hook], tokenised: Tokenised) -> Result<Batch> {
+fn compute(
+    source: Source<'_>,
+    model: &dyn HookedModel,
+    hooks: &[Hook],
+    tokenised: Tokenised,
+) -> Result<Batch> {
     let Tokenised { documents, texts, encodings } = tokenised;
     // A document without text would be a sentence of special tokens alone.
-    let kept = |e: &Encoding| e.special.iter().map(|s| source.keep_special || !s).collect::<Vec<_>>();
+    let kept =
+        |e: &Encoding| e.special.iter().map(|s| source.keep_special || !s).collect::<Vec<_>>();
     let used: Vec<(Document, Encoding, Vec<bool>)> = texts
         .into_iter()
         .zip(encodings)
-        .map(|(d, e)| { let keep = kept(&e); (d, e, keep) })
+        .map(|(d, e)| {
+            let keep = kept(&e);
+            (d, e, keep)
+        })
         .filter(|(_, e, keep)| keep.contains(&true) && e.special.contains(&false))
         .collect();
     let packed = Packed::new(used.iter().map(|(_, e, _)| &e.ids));
@@ -157,7 +172,9 @@ fn kept_rows(tensor: &Tensor, keep: &[bool]) -> candle_core::Result<Vec<f32>> {
 }
 
 /// A sentence's document, its text up to the last token, and its kept tokens.
-fn sentence((document, encoding, keep): (Document, Encoding, Vec<bool>)) -> (u64, String, Vec<Token>) {
+fn sentence(
+    (document, encoding, keep): (Document, Encoding, Vec<bool>),
+) -> (u64, String, Vec<Token>) {
     let mut text = document.text;
     let end = encoding.offsets.iter().map(|(_, end)| *end).max().unwrap_or(0);
     text.truncate(end);

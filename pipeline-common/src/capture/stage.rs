@@ -137,7 +137,11 @@ impl Stage for SaveActivations {
     fn run(&self, context: &Context) -> Result<()> {
         let job = self.open(context, true)?;
         if let Some(done) = self.claim(context, &job)? {
-            tracing::info!("run `{}` is complete already: {} rows", done.run_id, thousands(done.totals.unwrap_or_default().rows));
+            tracing::info!(
+                "run `{}` is complete already: {} rows",
+                done.run_id,
+                thousands(done.totals.unwrap_or_default().rows)
+            );
             return job.store.publish(Pointer::Capture, &done.run_id);
         }
         let streams = Streams::split(job.dataset.len(), job.share.count as u64);
@@ -146,7 +150,11 @@ impl Stage for SaveActivations {
         match Worker::claim(self.target(&job), job.share, stream)? {
             Some(worker) => self.capture(context, &job, worker)?,
             None => {
-                tracing::warn!("another process has stream {} of run `{}`: nothing to do", job.share.index, job.meta.run_id);
+                tracing::warn!(
+                    "another process has stream {} of run `{}`: nothing to do",
+                    job.share.index,
+                    job.meta.run_id
+                );
                 return Ok(());
             }
         }
@@ -157,14 +165,26 @@ impl Stage for SaveActivations {
     fn check(&self, context: &Context) -> Result<()> {
         let job = self.open(context, false)?;
         let documents = job.dataset.len();
-        let texts = job.dataset.documents(0..SAMPLE)?.map(|d| d.map(|d| d.text)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let texts = job
+            .dataset
+            .documents(0..SAMPLE)?
+            .map(|d| d.map(|d| d.text))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         let encodings = job.tokenizer.encode_batch(&texts, self.capture.max_length as usize)?;
         let sampled: usize = encodings.iter().map(|e| e.ids.len()).sum();
-        let kept: usize = encodings.iter().map(|e| e.special.iter().filter(|s| self.capture.keep_special || !**s).count()).sum();
+        let kept: usize = encodings
+            .iter()
+            .map(|e| e.special.iter().filter(|s| self.capture.keep_special || !**s).count())
+            .sum();
         let per_document = sampled as f64 / texts.len() as f64;
         let tokens = per_document * documents as f64;
         let rows = kept as f64 / texts.len() as f64 * documents as f64;
-        let flop: f64 = tokens * job.hooks.iter().map(|h| flops_per_token(&job.info, h, per_document)).fold(0.0, f64::max);
+        let flop: f64 = tokens
+            * job
+                .hooks
+                .iter()
+                .map(|h| flops_per_token(&job.info, h, per_document))
+                .fold(0.0, f64::max);
         let width: usize = job.meta.hooks.iter().map(|h| h.d_in).sum();
         let rate = product_rate(context.threads);
         let hours = std::time::Duration::from_secs_f64(flop / rate / job.share.count as f64);
@@ -263,12 +283,20 @@ impl SaveActivations {
             return Ok(());
         }
         let names: Vec<&str> = job.meta.hooks.iter().map(|h| h.name.as_str()).collect();
-        tracing::info!("run `{}`: documents {}..{} of {}, hooks {}", job.meta.run_id, left.start, left.end, job.dataset.len(), names.join(", "));
+        tracing::info!(
+            "run `{}`: documents {}..{} of {}, hooks {}",
+            job.meta.run_id,
+            left.start,
+            left.end,
+            job.dataset.len(),
+            names.join(", ")
+        );
         if !self.capture.keep_special {
             tracing::info!("BOS and other special tokens get no rows (KEEP_SPECIAL=1 keeps them)");
         }
         let device = model::device(&self.common.device)?;
-        let model = model::load(&job.snapshot.dir, &job.hooks, &device, self.capture.dtype.dtype())?;
+        let model =
+            model::load(&job.snapshot.dir, &job.hooks, &device, self.capture.dtype.dtype())?;
         let source = Source {
             dataset: &job.dataset,
             tokenizer: &job.tokenizer,
@@ -300,7 +328,10 @@ fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
     job.store.publish(Pointer::Capture, &job.meta.run_id)?;
     tracing::info!(
         "run `{}` is complete: {} rows in {} shards, {}",
-        job.meta.run_id, thousands(totals.rows), totals.shards, job.run_dir.display()
+        job.meta.run_id,
+        thousands(totals.rows),
+        totals.shards,
+        job.run_dir.display()
     );
     Ok(())
 }
@@ -308,7 +339,7 @@ fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
 fn record(hook: &Hook, info: &ModelInfo) -> HookRecord {
     HookRecord {
         name: hook.module_path(info),
-        transformer_lens: hook.transformer_lens(),
+        transformer_lens: hook.transformer_lens(info),
         directory: hook.signature(info).replace(['#', '/'], "_"),
         d_in: hook.width(info),
         statistics: None,
@@ -336,20 +367,31 @@ impl CaptureMeta {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let settings = format!("{:?} {:?} {:?}", self.model, self.dataset, self.config.values());
         let digest = blake3::hash(settings.as_bytes()).to_hex();
-        format!("{}-{}", model.chars().map(plain).collect::<String>().trim_start_matches('.'), &digest[..8])
+        format!(
+            "{}-{}",
+            model.chars().map(plain).collect::<String>().trim_start_matches('.'),
+            &digest[..8]
+        )
     }
 
     /// Refuses to go on where model, text or workers are not those the run was begun with.
     fn must_match(&self, stored: &Self) -> Result<()> {
         let differ = |what: &str, before: String, now: String| {
-            Err(Failure::usage(format!("run `{}` was begun with {what} {before}, now it is {now}", stored.run_id))
-                .hint("restore it, or give RUN_ID a new name"))
+            Err(Failure::usage(format!(
+                "run `{}` was begun with {what} {before}, now it is {now}",
+                stored.run_id
+            ))
+            .hint("restore it, or give RUN_ID a new name"))
         };
         if self.model != stored.model {
             return differ("model", format!("{:?}", stored.model), format!("{:?}", self.model));
         }
         if self.dataset != stored.dataset {
-            return differ("dataset", format!("{:?}", stored.dataset), format!("{:?}", self.dataset));
+            return differ(
+                "dataset",
+                format!("{:?}", stored.dataset),
+                format!("{:?}", self.dataset),
+            );
         }
         if self.workers != stored.workers {
             return differ("WORKERS", stored.workers.to_string(), self.workers.to_string());

@@ -9,11 +9,8 @@ use std::{
 use super::meta::{HookRecord, Statistics, Totals};
 use crate::{
     shard::{
-        ActivationWriter, Committed, HookFile, ShardError, Stats, Tokens,
-        format::Metadata,
-        manifest,
-        reader::MANIFEST,
-        tokens::Token,
+        ActivationWriter, Committed, HookFile, ShardError, Stats, Tokens, format::Metadata,
+        manifest, reader::MANIFEST, tokens::Token,
     },
     slurm::Share,
     stage::{Failure, Result, atomic},
@@ -81,7 +78,8 @@ impl Worker {
         for dir in target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens", "workers"]) {
             fs_err::create_dir_all(target.run_dir.join(dir))?;
         }
-        let lock = File::create(target.run_dir.join("workers").join(format!("{}.lock", share.index)))?;
+        let lock =
+            File::create(target.run_dir.join("workers").join(format!("{}.lock", share.index)))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -102,7 +100,7 @@ impl Worker {
     ///
     /// # Errors
     /// Values that do not fit f16; I/O errors.
-    pub fn add(&mut self, mut batch: Batch) -> Result<(), ShardError> {
+    pub fn add(&mut self, mut batch: Batch) -> Result<()> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.begin(batch.documents.start)?,
@@ -125,12 +123,16 @@ impl Worker {
     ///
     /// # Errors
     /// Any I/O error, naming the path.
-    pub fn commit(&mut self) -> Result<(), ShardError> {
+    pub fn commit(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let root = &self.target.run_dir;
         let hooks: Vec<HookFile> =
-            open.writers.into_iter().map(|w| w.finish(root)).collect::<Result<_, _>>()?;
-        let tokens = open.tokens.write(&root.join("tokens").join(self.name()), root, &self.target.metadata)?;
+            open.writers.into_iter().map(|w| w.finish(root)).collect::<std::result::Result<_, ShardError>>()?;
+        let tokens = open.tokens.write(
+            &root.join("tokens").join(self.name()),
+            root,
+            &self.target.metadata,
+        )?;
         let line = Committed {
             worker: self.share.index,
             shard: self.shards,
@@ -143,12 +145,17 @@ impl Worker {
             hooks,
         };
         manifest::append(&manifest_path(root, self.share.index), &line)?;
-        tracing::debug!("committed shard {} of worker {}: {} rows", line.shard, line.worker, line.rows);
+        tracing::debug!(
+            "committed shard {} of worker {}: {} rows",
+            line.shard,
+            line.worker,
+            line.rows
+        );
         self.shards += 1;
         Ok(())
     }
 
-    fn begin(&self, first_document: u64) -> Result<Open, ShardError> {
+    fn begin(&self, first_document: u64) -> Result<Open> {
         let writer = |hook: &HookRecord| {
             let path = self.target.run_dir.join(&hook.directory).join(self.name());
             let mut metadata = self.target.metadata.clone();
@@ -156,7 +163,7 @@ impl Worker {
             metadata.push(("scale".into(), self.target.scale.to_string()));
             ActivationWriter::create(&path, &hook.name, hook.d_in, self.target.scale, metadata)
         };
-        let writers = self.target.hooks.iter().map(writer).collect::<Result<_, _>>()?;
+        let writers = self.target.hooks.iter().map(writer).collect::<std::result::Result<_, ShardError>>()?;
         Ok(Open { first_document, tokens_seen: 0, tokens: Tokens::new(), writers })
     }
 
@@ -224,6 +231,10 @@ pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Stat
             .hint("check TEXT_FIELD and DATA_LIMIT"));
     }
     atomic::write(&run_dir.join(MANIFEST), text.as_bytes())?;
-    let summary = |s: &Stats| Statistics { mean_norm: s.mean_norm(), rms_norm: s.rms_norm(), max_abs: s.max_abs };
+    let summary = |s: &Stats| Statistics {
+        mean_norm: s.mean_norm(),
+        rms_norm: s.rms_norm(),
+        max_abs: s.max_abs,
+    };
     Ok((totals, stats.iter().map(summary).collect()))
 }

@@ -166,6 +166,11 @@ impl ResolvedConfig {
         Self(self.0.iter().filter(|(k, _)| keep(k)).map(|(k, v)| (k.clone(), v.clone())).collect())
     }
 
+    /// Whether the user set `key` anywhere.
+    pub fn given(&self, key: &str) -> bool {
+        self.0.get(key).is_some_and(|setting| setting.origin != "default")
+    }
+
     /// The values alone, without origins: equal for equal results.
     pub fn values(&self) -> BTreeMap<&str, Option<&str>> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.value.as_deref())).collect()
