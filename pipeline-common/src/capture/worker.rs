@@ -126,8 +126,11 @@ impl Worker {
     pub fn commit(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let root = &self.target.run_dir;
-        let hooks: Vec<HookFile> =
-            open.writers.into_iter().map(|w| w.finish(root)).collect::<std::result::Result<_, ShardError>>()?;
+        let hooks: Vec<HookFile> = open
+            .writers
+            .into_iter()
+            .map(|w| w.finish(root))
+            .collect::<std::result::Result<_, ShardError>>()?;
         let tokens = open.tokens.write(
             &root.join("tokens").join(self.name()),
             root,
@@ -163,7 +166,8 @@ impl Worker {
             metadata.push(("scale".into(), self.target.scale.to_string()));
             ActivationWriter::create(&path, &hook.name, hook.d_in, self.target.scale, metadata)
         };
-        let writers = self.target.hooks.iter().map(writer).collect::<std::result::Result<_, ShardError>>()?;
+        let writers =
+            self.target.hooks.iter().map(writer).collect::<std::result::Result<_, ShardError>>()?;
         Ok(Open { first_document, tokens_seen: 0, tokens: Tokens::new(), writers })
     }
 

@@ -16,6 +16,8 @@ pub mod history;
 pub mod init;
 pub mod parameters;
 pub mod random;
+#[cfg(test)]
+mod recovery;
 pub mod schedule;
 pub mod settings;
 pub mod train;

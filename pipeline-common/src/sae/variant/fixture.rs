@@ -102,7 +102,8 @@ fn dictionary_learning_topk() {
 /// Every parameter's gradient against central differences of the loss.
 #[test]
 fn gradients_are_the_derivatives_of_the_loss() {
-    let objectives: [(&str, fn() -> Box<dyn Objective>); 3] = [
+    type Make = fn() -> Box<dyn Objective>;
+    let objectives: [(&str, Make); 3] = [
         ("standard", || Box::new(Dense::new(Standard::default(), 0.3))),
         ("topk", || Box::new(TopK::new(2, aux(0.0, AuxForm::Normalised), false))),
         // With λ = 0 and away from the window the thresholds have no gradient.
