@@ -5,4 +5,5 @@ mod checkpoints;
 mod dependencies;
 mod golden;
 mod hub;
+mod interop;
 mod slurm;

@@ -14,8 +14,10 @@ if [[ $(cat "$venv/installed" 2>/dev/null) != "$wanted" ]]; then
 	rm -rf "$venv"
 	{
 		python3 -m venv "$venv"
+		# Without dependencies this is small: it tells an unreachable index from a broken list.
+		"$venv/bin/pip" install --quiet --no-deps "$(grep '^sae-lens' "$here/requirements.txt")" || exit 69
 		"$venv/bin/pip" install --quiet --no-compile --requirement "$here/requirements.txt"
-	} >&2 9>&- || exit 69
+	} >&2 9>&-
 	echo "$wanted" >"$venv/installed"
 fi
 echo "$venv/bin/python"
