@@ -55,14 +55,6 @@ job_name() {
 	fi
 }
 
-# A requeued job must find its own run again, and the elements of an array must share one, so a
-# run without a name is called after the job.
-name_run() { # name_run VARIABLE
-	if in_job && [[ -z ${!1-} ]]; then
-		export "$1=job-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
-	fi
-}
-
 # Runs one binary to its end and returns its exit code; 75 if it was stopped on request.
 run_stage() { # run_stage BINARY [ARGUMENT]...
 	local binary=$PIPELINE_BIN/$1 launch=() code=75

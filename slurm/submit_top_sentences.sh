@@ -36,5 +36,4 @@ if [[ ! -r $PIPELINE_HOME/slurm/stage.sh ]]; then
 fi
 # shellcheck source=slurm/stage.sh
 source "$PIPELINE_HOME/slurm/stage.sh"
-
 stage_main 03_top_sentences "$@"

@@ -15,8 +15,9 @@ usage() {
 usage: sbatch [sbatch options] slurm/submit_train_sae.sh [flags of 02_train_sae]
 
 Stage 02 as a job: activation shards to a sparse autoencoder. RUN_ID names the capture (default:
-the newest complete one), SAE_RUN_ID the training (default: job-<job id>). The job is queued again
-when it is pre-empted or runs out of time, and goes on from its last checkpoint.
+the newest complete one when the job starts; name it where others may finish meanwhile), SAE_RUN_ID
+the training (default: a name made from the settings). The job is queued again when it is
+pre-empted or runs out of time, and goes on from its last checkpoint.
 
   sbatch slurm/submit_train_sae.sh
   TOP_K=32 N_LATENTS_MULTIPLIER=8 sbatch --gres=gpu:1 slurm/submit_train_sae.sh
@@ -37,5 +38,4 @@ if [[ ! -r $PIPELINE_HOME/slurm/stage.sh ]]; then
 fi
 # shellcheck source=slurm/stage.sh
 source "$PIPELINE_HOME/slurm/stage.sh"
-name_run SAE_RUN_ID
 stage_main 02_train_sae "$@"

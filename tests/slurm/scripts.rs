@@ -12,15 +12,16 @@ fn told<'a>(output: &'a str, name: &str) -> &'a str {
 fn an_interrupted_job_is_queued_again_and_goes_on() {
     let Some(cluster) = Cluster::start() else { return };
     let steps = [("FAKE_STEPS", "30")];
-    let job = cluster.sbatch(&[], "submit_train_sae.sh", &[("FAKE_STEPS", "30"), ("RUN_ID", "r")]);
+    let settings = [("FAKE_STEPS", "30"), ("RUN_ID", "r"), ("SAE_RUN_ID", "s")];
+    let job = cluster.sbatch(&[], "submit_train_sae.sh", &settings);
     assert!(within(30, || cluster.work.calls().len() == 1));
     cluster.warn(&job);
     cluster.wait(&job, "Restarts", "1");
     cluster.wait(&job, "JobState", "COMPLETED");
     let calls = cluster.work.calls();
     assert_eq!(calls.len(), 2, "{calls:?}");
-    assert!(calls[0].contains(&format!("sae=job-{job} ")) && calls[0].contains("from=0 restart=0"));
-    assert!(calls[1].contains(&format!("sae=job-{job} ")) && calls[1].contains("restart=1"));
+    assert!(calls[0].contains("run=r sae=s ") && calls[0].contains("from=0 restart=0"));
+    assert!(calls[1].contains("run=r sae=s ") && calls[1].contains("restart=1"));
     assert!(!calls[1].contains("from=0"), "it began anew: {}", calls[1]);
     assert_eq!(cluster.work.stops(), ["02_train_sae signals=1"], "one signal, not two");
     let log = cluster.logs();
