@@ -6,4 +6,6 @@ mod dependencies;
 mod golden;
 mod hub;
 mod interop;
+mod kill;
 mod slurm;
+mod workload;

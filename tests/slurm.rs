@@ -1,10 +1,12 @@
 //! The scripts of `slurm/` on a real one-machine cluster, and without SLURM.
 //!
-//! `scripts` drives them with stand-ins for the stages, `local` does so without a cluster.
+//! `scripts` drives them with stand-ins for the stages, `local` does so without a cluster, `stages`
+//! runs the real ones.
 
 mod cluster;
 mod local;
 mod scripts;
+mod stages;
 
 use std::{
     os::unix::fs::symlink,

@@ -1,0 +1,47 @@
+//! The real stages through `sbatch`: interrupted, queued again, and equal to a run without SLURM.
+
+use std::path::Path;
+
+use super::{cluster::Cluster, script, within};
+use crate::workload::{Contents, Workload};
+
+/// The directory of the stages that were built with these tests.
+fn binaries() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_01_save_activations")).parent().unwrap()
+}
+
+fn job(output: &str, stage: &str) -> String {
+    let line = output.lines().find(|line| line.starts_with(stage)).unwrap();
+    line.split_whitespace().nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn a_requeued_chain_ends_with_the_same_bytes_as_a_run_without_slurm() {
+    let Some(cluster) = Cluster::start() else { return };
+    let work = Workload::new(6000);
+    let mut local = cluster.work.command(script("run_local.sh"));
+    local.args(["save_activations", "train_sae", "top_sentences"]);
+    let settings: Vec<_> = work.settings().into_iter().chain([("EPOCHS", "6".into())]).collect();
+    cluster.run(local.envs(settings.clone()).env("PIPELINE_BIN", binaries()));
+    let expected = work.take();
+
+    let mut chain = cluster.command(script("submit_pipeline.sh"));
+    let queued = cluster.run(chain.envs(settings).env("PIPELINE_BIN", binaries()));
+    let interrupted =
+        [("save_activations", "runs/capture/tokens"), ("train_sae", "runs/training/checkpoints")];
+    for (stage, progress) in interrupted {
+        let id = job(&queued, stage);
+        let folder = work.store().join(progress);
+        let begun = || fs_err::read_dir(&folder).is_ok_and(|mut files| files.next().is_some());
+        assert!(within(90, begun), "{stage} made no {progress}: {}", cluster.logs());
+        cluster.warn(&id);
+        cluster.wait(&id, "Restarts", "1");
+        cluster.wait(&id, "JobState", "COMPLETED");
+    }
+    cluster.wait(&job(&queued, "top_sentences"), "JobState", "COMPLETED");
+    Contents::read(&work.store()).assert_same(&expected, "after two requeues");
+    let logs = work.store().join("logs");
+    let log = logs.join(format!("train_sae-{}.out", job(&queued, "train_sae")));
+    let log = fs_err::read_to_string(log).unwrap();
+    assert!(log.contains("restart 0") && log.contains("restart 1"), "{log}");
+}

@@ -1,0 +1,147 @@
+//! A small job for tests that interrupt the stages: text, settings, and what the store holds.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What every stage of the job is given, besides `STORE_DIR`, `HF_DATASET` and the threads.
+pub const SETTINGS: &[(&str, &str)] = &[
+    ("RUN_ID", "capture"),
+    ("SAE_RUN_ID", "training"),
+    ("DEVICE", "cpu"),
+    ("MODEL_ID", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama_tied_rope3/model")),
+    ("LAYER_NUM", "1"),
+    ("MAX_LENGTH", "64"),
+    ("BATCH_SIZE_SAVE", "16"),
+    ("SHARD_MIB", "1"),
+    ("N_LATENTS_MULTIPLIER", "4"),
+    ("TOP_K", "4"),
+    ("BATCH_SIZE_TRAIN", "256"),
+    ("EPOCHS", "2"),
+    ("CHECKPOINT_EVERY", "25"),
+    ("RAYON_NUM_THREADS", "2"),
+];
+
+/// The job in a directory of its own.
+pub struct Workload {
+    dir: tempfile::TempDir,
+}
+
+impl Workload {
+    /// A job over `documents` documents of about a hundred tokens.
+    pub fn new(documents: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut random = Random(7);
+        let mut lines = String::new();
+        for document in 0..documents {
+            let words: Vec<&str> = (0..40).map(|_| WORDS[random.below(WORDS.len())]).collect();
+            writeln!(lines, r#"{{"text": "{document} {}"}}"#, words.join(" ")).unwrap();
+        }
+        fs_err::write(dir.path().join("text.jsonl"), lines).unwrap();
+        Self { dir }
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// The variables of the job.
+    pub fn settings(&self) -> Vec<(&'static str, PathBuf)> {
+        let own = [("STORE_DIR", self.store()), ("HF_DATASET", self.dir.path().join("text.jsonl"))];
+        let common = SETTINGS.iter().map(|(name, value)| (*name, PathBuf::from(value)));
+        own.into_iter().chain(common).collect()
+    }
+
+    /// One stage, with an environment that holds the job's settings and nothing else.
+    pub fn stage(&self, binary: &str) -> Command {
+        let mut command = Command::new(binary);
+        command.env_clear().envs(self.settings()).current_dir(self.dir.path());
+        command
+    }
+
+    /// Takes everything out of the store and returns it; logs are not part of it.
+    pub fn take(&self) -> Contents {
+        let contents = Contents::read(&self.store());
+        fs_err::remove_dir_all(self.store()).unwrap();
+        contents
+    }
+}
+
+/// Every file of a store but logs, timings and checkpoints, by relative path. Which checkpoints are
+/// left depends on when a training was interrupted; what came of them does not.
+pub struct Contents(BTreeMap<PathBuf, Vec<u8>>);
+
+impl Contents {
+    pub fn read(store: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![store.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs_err::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.strip_prefix(store).unwrap().to_owned();
+                if path.is_dir() {
+                    if !name.ends_with("logs") && !name.ends_with("checkpoints") {
+                        folders.push(path);
+                    }
+                } else if !name.ends_with("timing.json") {
+                    files.insert(name, fs_err::read(path).unwrap());
+                }
+            }
+        }
+        Self(files)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &Path> {
+        self.0.keys().map(PathBuf::as_path)
+    }
+
+    /// Fails with the names of the files that are missing, foreign or different.
+    pub fn assert_same(&self, expected: &Self, after: &str) {
+        let all: std::collections::BTreeSet<_> = self.0.keys().chain(expected.0.keys()).collect();
+        let wrong: Vec<String> = all
+            .into_iter()
+            .filter_map(|name| match (self.0.get(name), expected.0.get(name)) {
+                (Some(a), Some(b)) if a == b => None,
+                (Some(a), Some(b)) => {
+                    let at = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+                    Some(format!("{} differs at byte {at}", name.display()))
+                }
+                (None, _) => Some(format!("{} is missing", name.display())),
+                (_, None) => Some(format!("{} is foreign", name.display())),
+            })
+            .collect();
+        assert!(wrong.is_empty(), "{after}: {wrong:#?}");
+    }
+}
+
+/// SplitMix64: the tests draw the same numbers each time.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// A number from 0 to 1.
+    pub fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+const WORDS: [&str; 24] = [
+    "river", "stone", "the", "and", "house", "light", "walks", "under", "green", "song", "winter",
+    "bread", "of", "slowly", "carries", "bridge", "over", "child", "red", "a", "train", "waits",
+    "for", "morning",
+];
