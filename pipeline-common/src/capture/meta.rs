@@ -58,6 +58,8 @@ pub struct HookRecord {
     pub name: String,
     /// TransformerLens name.
     pub transformer_lens: String,
+    /// `resid_mid` and the like, where the point has such a name.
+    pub alias: Option<String>,
     /// Directory of its shards, relative to the run.
     pub directory: String,
     /// Width of a row.
@@ -155,21 +157,25 @@ impl CaptureMeta {
     /// # Errors
     /// A usage failure that lists the run's hooks.
     pub fn hook(&self, wanted: Option<&str>) -> Result<&HookRecord> {
-        let names = || self.hooks.iter().map(|h| h.name.as_str()).collect::<Vec<_>>().join(", ");
-        match wanted {
-            None if self.hooks.len() == 1 => Ok(&self.hooks[0]),
-            None => {
-                Err(Failure::usage(format!("run `{}` has {} hooks", self.run_id, self.hooks.len()))
-                    .hint(format!("set HOOK to one of {}", names())))
-            }
-            Some(name) => self
-                .hooks
-                .iter()
-                .find(|h| [&h.name, &h.transformer_lens, &h.directory].iter().any(|n| *n == name))
-                .ok_or_else(|| {
-                    Failure::usage(format!("run `{}` has no hook `{name}`", self.run_id))
-                        .hint(format!("it has {}", names()))
-                }),
+        let named = |h: &&HookRecord| {
+            wanted.is_none_or(|name| {
+                [&h.name, &h.transformer_lens, &h.directory].iter().any(|n| *n == name)
+                    || h.alias.as_deref() == Some(name)
+            })
+        };
+        let matching: Vec<&HookRecord> = self.hooks.iter().filter(named).collect();
+        if let [hook] = matching[..] {
+            return Ok(hook);
         }
+        let names: Vec<&str> = self.hooks.iter().map(|h| h.name.as_str()).collect();
+        let asked =
+            wanted.map_or_else(|| "HOOK is not set".to_owned(), |name| format!("HOOK is `{name}`"));
+        let what = format!(
+            "{asked}, which is {} of the {} hooks of run `{}`",
+            matching.len(),
+            names.len(),
+            self.run_id
+        );
+        Err(Failure::usage(what).hint(format!("set HOOK to one of {}", names.join(", "))))
     }
 }

@@ -340,6 +340,7 @@ fn record(hook: &Hook, info: &ModelInfo) -> HookRecord {
     HookRecord {
         name: hook.module_path(info),
         transformer_lens: hook.transformer_lens(info),
+        alias: hook.point.alias().map(str::to_owned),
         directory: hook.signature(info).replace(['#', '/'], "_"),
         d_in: hook.width(info),
         statistics: None,

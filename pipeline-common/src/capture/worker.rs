@@ -1,4 +1,7 @@
 //! One stream's shards: where to go on, what is committed, who is writing.
+//!
+//! A worker that is asked to stop commits what it has as an unfinished shard; the next start reads
+//! it back and goes on with it. So shards do not depend on interruptions.
 
 use std::{
     fs::{File, TryLockError},
@@ -9,11 +12,14 @@ use std::{
 use super::meta::{HookRecord, Statistics, Totals};
 use crate::{
     shard::{
-        ActivationWriter, Committed, HookFile, ShardError, Stats, Tokens, format::Metadata,
-        manifest, reader::MANIFEST, tokens::Token,
+        ActivationWriter, Committed, HookFile, Shard, Stats, Tokens,
+        format::Metadata,
+        manifest,
+        reader::{MANIFEST, verified_tokens},
+        tokens::Token,
     },
     slurm::Share,
-    stage::{Failure, Result, atomic},
+    stage::{Failure, Result},
 };
 
 /// Everything a worker needs to write shards.
@@ -53,6 +59,8 @@ pub struct Worker {
     next_document: u64,
     shards: usize,
     open: Option<Open>,
+    /// The unfinished shard that the next one replaces.
+    unfinished: Option<Committed>,
     _lock: File,
 }
 
@@ -85,10 +93,24 @@ impl Worker {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e.into()),
         }
-        let lines = committed(&target.run_dir, share.index, &stream)?;
+        let mut lines = committed(&target.run_dir, share.index, &stream)?;
         let next_document = lines.last().map_or(stream.start, |l| l.end_document);
-        let shards = lines.len();
-        Ok(Some(Self { target, share, stream, next_document, shards, open: None, _lock: lock }))
+        let unfinished = lines.pop_if(|last| last.unfinished);
+        let mut worker = Self {
+            target,
+            share,
+            stream,
+            next_document,
+            shards: lines.len(),
+            open: None,
+            unfinished,
+            _lock: lock,
+        };
+        worker.sweep()?;
+        if let Some(line) = worker.unfinished.clone() {
+            worker.open = Some(worker.reopen(line)?);
+        }
+        Ok(Some(worker))
     }
 
     /// The documents still to capture.
@@ -113,32 +135,38 @@ impl Worker {
         }
         open.tokens_seen += batch.tokens_seen;
         self.next_document = batch.documents.end;
-        let widest = self.target.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
-        let full = open.tokens.rows() as u64 * widest as u64 * 2 >= self.target.shard_bytes;
+        let whole = self.is_whole(&open);
         self.open = Some(open);
-        if full || self.next_document == self.stream.end { self.commit() } else { Ok(()) }
+        if whole { self.commit() } else { Ok(()) }
     }
 
-    /// Commits the shard under construction, if there is one.
+    /// Commits the shard under construction, if there is one; unfinished unless it is full or the
+    /// stream ends.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
     pub fn commit(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
+        if self.unfinished.as_ref().is_some_and(|line| line.end_document == self.next_document) {
+            return Ok(());
+        }
+        let unfinished = !self.is_whole(&open);
+        let name = if unfinished {
+            format!("{}.until-{}.safetensors", self.stem(), self.next_document)
+        } else {
+            format!("{}.safetensors", self.stem())
+        };
         let root = &self.target.run_dir;
-        let hooks: Vec<HookFile> = open
-            .writers
-            .into_iter()
-            .map(|w| w.finish(root))
-            .collect::<std::result::Result<_, ShardError>>()?;
-        let tokens = open.tokens.write(
-            &root.join("tokens").join(self.name()),
-            root,
-            &self.target.metadata,
-        )?;
+        let mut hooks: Vec<HookFile> = vec![];
+        for (writer, hook) in open.writers.into_iter().zip(&self.target.hooks) {
+            hooks.push(writer.finish(&root.join(&hook.directory).join(&name), root)?);
+        }
+        let tokens =
+            open.tokens.write(&root.join("tokens").join(&name), root, &self.target.metadata)?;
         let line = Committed {
             worker: self.share.index,
             shard: self.shards,
+            unfinished,
             first_document: open.first_document,
             end_document: self.next_document,
             sentences: open.tokens.sentences() as u64,
@@ -154,34 +182,87 @@ impl Worker {
             line.worker,
             line.rows
         );
-        self.shards += 1;
+        self.shards += usize::from(!unfinished);
+        self.unfinished = unfinished.then_some(line);
+        self.sweep()?;
+        if self.next_document == self.stream.end { self.forget_replaced_lines() } else { Ok(()) }
+    }
+
+    /// Removes what killed and stopped processes left: `.partial` files and unfinished shards that
+    /// were replaced.
+    fn sweep(&self) -> Result<()> {
+        let mine = format!("shard-{}-", self.share.index);
+        let current = self.unfinished.as_ref().map(|l| format!(".until-{}.", l.end_document));
+        for dir in self.target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens"]) {
+            for entry in fs_err::read_dir(self.target.run_dir.join(dir))? {
+                let path = entry?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let replaced =
+                    name.contains(".until-") && !current.as_ref().is_some_and(|c| name.contains(c));
+                if name.starts_with(&mine) && (replaced || name.ends_with(".partial")) {
+                    fs_err::remove_file(&path)?;
+                }
+            }
+        }
         Ok(())
     }
 
+    /// Leaves only the lines of whole shards, so that the finished manifest tells nothing of
+    /// interruptions.
+    fn forget_replaced_lines(&self) -> Result<()> {
+        let lines = committed(&self.target.run_dir, self.share.index, &self.stream)?;
+        manifest::write(&manifest_path(&self.target.run_dir, self.share.index), &lines)?;
+        Ok(())
+    }
+
+    fn is_whole(&self, open: &Open) -> bool {
+        let widest = self.target.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
+        let bytes = open.tokens.rows() as u64 * widest as u64 * 2;
+        bytes >= self.target.shard_bytes || self.next_document == self.stream.end
+    }
+
     fn begin(&self, first_document: u64) -> Result<Open> {
-        let writer = |hook: &HookRecord| {
-            let path = self.target.run_dir.join(&hook.directory).join(self.name());
+        let mut writers = vec![];
+        for hook in &self.target.hooks {
+            let path = self.target.run_dir.join(&hook.directory).join(self.stem());
             let mut metadata = self.target.metadata.clone();
             metadata.push(("hook".into(), hook.name.clone()));
             metadata.push(("scale".into(), self.target.scale.to_string()));
-            ActivationWriter::create(&path, &hook.name, hook.d_in, self.target.scale, metadata)
-        };
-        let writers =
-            self.target.hooks.iter().map(writer).collect::<std::result::Result<_, ShardError>>()?;
+            writers.push(ActivationWriter::create(
+                &path,
+                &hook.name,
+                hook.d_in,
+                self.target.scale,
+                metadata,
+            )?);
+        }
         Ok(Open { first_document, tokens_seen: 0, tokens: Tokens::new(), writers })
     }
 
-    fn name(&self) -> String {
-        format!("shard-{}-{}.safetensors", self.share.index, self.shards)
+    /// Reads an unfinished shard back.
+    fn reopen(&self, line: Committed) -> Result<Open> {
+        let root = &self.target.run_dir;
+        let mut open = self.begin(line.first_document)?;
+        for (writer, file) in open.writers.iter_mut().zip(&line.hooks) {
+            writer.append_stored(Shard::open(root, line.clone(), file)?.rows())?;
+        }
+        let tokens = verified_tokens(root, &line)?.into_tokens();
+        Ok(Open { tokens_seen: line.tokens_seen, tokens, ..open })
+    }
+
+    fn stem(&self) -> String {
+        format!("shard-{}-{}", self.share.index, self.shards)
     }
 }
 
-/// A worker's manifest lines, checked to cover its stream from the start without gaps.
+/// A worker's manifest lines, checked to cover its stream from the start without gaps. Unfinished
+/// shards that were replaced are left out.
 fn committed(run_dir: &Path, worker: usize, stream: &Range<u64>) -> Result<Vec<Committed>> {
     let path = manifest_path(run_dir, worker);
-    let lines = manifest::read(&path)?;
-    let mut next = stream.start;
-    for line in &lines {
+    let mut lines: Vec<Committed> = vec![];
+    for line in manifest::read(&path)? {
+        lines.pop_if(|last| last.unfinished);
+        let next = lines.last().map_or(stream.start, |l| l.end_document);
         if line.first_document != next || line.end_document > stream.end {
             return Err(Failure::input(format!(
                 "manifest `{}`: shard {} holds documents {}..{}, expected them to follow {next} within {stream:?}",
@@ -191,7 +272,7 @@ fn committed(run_dir: &Path, worker: usize, stream: &Range<u64>) -> Result<Vec<C
                 line.end_document
             )));
         }
-        next = line.end_document;
+        lines.push(line);
     }
     Ok(lines)
 }
@@ -219,7 +300,6 @@ pub fn all_committed(run_dir: &Path, streams: &[Range<u64>]) -> Result<Option<Ve
 pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Statistics>)> {
     let mut totals = Totals::default();
     let mut stats: Vec<Stats> = vec![];
-    let mut text = String::new();
     for line in lines {
         totals.shards += 1;
         totals.sentences += line.sentences;
@@ -227,14 +307,12 @@ pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Stat
         totals.tokens_seen += line.tokens_seen;
         stats.resize(line.hooks.len(), Stats::default());
         stats.iter_mut().zip(&line.hooks).for_each(|(sum, hook)| sum.merge(&hook.stats));
-        text += &serde_json::to_string(line).map_err(std::io::Error::from)?;
-        text.push('\n');
     }
     if totals.rows == 0 {
         return Err(Failure::input("no document has a token to keep: every one is empty")
             .hint("check TEXT_FIELD and DATA_LIMIT"));
     }
-    atomic::write(&run_dir.join(MANIFEST), text.as_bytes())?;
+    manifest::write(&run_dir.join(MANIFEST), lines)?;
     let summary = |s: &Stats| Statistics {
         mean_norm: s.mean_norm(),
         rms_norm: s.rms_norm(),

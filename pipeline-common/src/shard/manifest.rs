@@ -39,6 +39,10 @@ pub struct Committed {
     pub worker: usize,
     /// The shard's number within the worker, from 0.
     pub shard: usize,
+    /// Whether the worker was stopped before the shard was full: the next start goes on with it,
+    /// and the line of the whole shard replaces this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
     /// First document read for it.
     pub first_document: u64,
     /// One past the last document read for it.
@@ -94,6 +98,19 @@ pub fn append(path: &Path, committed: &Committed) -> Result<(), ShardError> {
     Ok(crate::stage::atomic::append_line(path, &line)?)
 }
 
+/// Replaces a manifest.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn write(path: &Path, lines: &[Committed]) -> Result<(), ShardError> {
+    let mut text = vec![];
+    for line in lines {
+        serde_json::to_writer(&mut text, line).map_err(std::io::Error::from)?;
+        text.push(b'\n');
+    }
+    Ok(crate::stage::atomic::write(path, &text)?)
+}
+
 fn cut_torn_line(path: &Path) -> std::io::Result<()> {
     let text = match fs_err::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -115,6 +132,7 @@ pub(crate) mod tests {
         Committed {
             worker,
             shard,
+            unfinished: false,
             first_document: 0,
             end_document: 2,
             sentences: 2,

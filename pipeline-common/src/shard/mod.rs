@@ -21,7 +21,7 @@ pub mod writer;
 pub use error::ShardError;
 pub use manifest::{Committed, HookFile, ShardFile};
 pub use order::Order;
-pub use reader::ShardSet;
+pub use reader::{Shard, ShardSet};
 pub use stats::Stats;
 pub use tokens::{TokenFile, Tokens};
 pub use writer::ActivationWriter;

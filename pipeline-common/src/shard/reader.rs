@@ -10,14 +10,47 @@ use super::{Committed, HookFile, ShardError, Stats, TokenFile, format, manifest}
 /// The manifest of a complete run.
 pub const MANIFEST: &str = "manifest.jsonl";
 
-/// One shard, mapped and verified.
+/// One hook's rows of one shard, mapped and verified.
 #[derive(Debug)]
-struct Shard {
+pub struct Shard {
     map: Mmap,
     /// Byte offset of the first row.
     begin: usize,
     rows: usize,
+    d_in: usize,
+    sum: Vec<f64>,
     committed: Committed,
+}
+
+impl Shard {
+    /// Maps the file of one hook, checking length, header, shape and blake3 against the manifest.
+    ///
+    /// # Errors
+    /// [`ShardError`] naming the file and what differs.
+    pub fn open(run_dir: &Path, committed: Committed, file: &HookFile) -> Result<Self, ShardError> {
+        let path = run_dir.join(&file.file.path);
+        let map = verified_map(&path, file)?;
+        let tensors = format::parse(&path, &map)?;
+        let bad = |reason: String| ShardError::Format { path: path.clone(), reason };
+        let view = tensors.tensor("activations").map_err(|e| bad(e.to_string()))?;
+        let sum = tensors.tensor("sum").map_err(|e| bad(e.to_string()))?;
+        let &[rows, d_in] = view.shape() else {
+            return Err(bad("`activations` has no two dimensions".into()));
+        };
+        mismatch(&path, "rows", committed.rows, rows as u64)?;
+        let begin = view.data().as_ptr() as usize - map.as_ptr() as usize;
+        if !begin.is_multiple_of(size_of::<f16>()) {
+            return Err(bad(format!("`activations` begins at odd byte {begin}")));
+        }
+        let sum = sum.data().chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+        Ok(Self { map, begin, rows, d_in, sum, committed })
+    }
+
+    /// The rows, `[rows, d_in]` row-major.
+    pub fn rows(&self) -> &[f16] {
+        let bytes = self.rows * self.d_in * size_of::<f16>();
+        bytemuck::cast_slice(&self.map[self.begin..self.begin + bytes])
+    }
 }
 
 /// The shards of one hook in manifest order; rows are numbered across them from 0.
@@ -67,29 +100,16 @@ impl ShardSet {
                 found: hook.to_owned(),
             });
         };
-        let path = self.run_dir.join(&file.file.path);
-        let map = verified_map(&path, &file)?;
-        let tensors = format::parse(&path, &map)?;
-        let bad = |reason: String| ShardError::Format { path: path.clone(), reason };
-        let view = tensors.tensor("activations").map_err(|e| bad(e.to_string()))?;
-        let sum = tensors.tensor("sum").map_err(|e| bad(e.to_string()))?;
-        let &[rows, d_in] = view.shape() else {
-            return Err(bad("`activations` has no two dimensions".into()));
-        };
-        mismatch(&path, "rows", committed.rows, rows as u64)?;
+        let shard = Shard::open(&self.run_dir, committed, &file)?;
         if self.shards.is_empty() {
-            self.d_in = d_in;
-            self.stats = Stats::new(d_in);
+            self.d_in = shard.d_in;
+            self.stats = Stats::new(shard.d_in);
         }
-        mismatch(&path, "d_in", self.d_in as u64, d_in as u64)?;
-        let sum = sum.data().chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
-        self.stats.merge(&Stats { sum, ..file.stats });
-        let begin = view.data().as_ptr() as usize - map.as_ptr() as usize;
-        if !begin.is_multiple_of(size_of::<f16>()) {
-            return Err(bad(format!("`activations` begins at odd byte {begin}")));
-        }
-        self.starts.push(self.rows() + rows);
-        self.shards.push(Shard { map, begin, rows, committed });
+        let path = self.run_dir.join(&file.file.path);
+        mismatch(&path, "d_in", self.d_in as u64, shard.d_in as u64)?;
+        self.stats.merge(&Stats { sum: shard.sum.clone(), ..file.stats });
+        self.starts.push(self.rows() + shard.rows);
+        self.shards.push(shard);
         Ok(())
     }
 
@@ -125,10 +145,7 @@ impl ShardSet {
 
     /// The rows of shard `i`, `[rows, d_in]` row-major.
     pub fn shard_rows(&self, i: usize) -> &[f16] {
-        let shard = &self.shards[i];
-        let bytes =
-            &shard.map[shard.begin..shard.begin + shard.rows * self.d_in * size_of::<f16>()];
-        bytemuck::cast_slice(bytes)
+        self.shards[i].rows()
     }
 
     /// Row `row`, counted across shards.
@@ -149,14 +166,21 @@ impl ShardSet {
     /// # Errors
     /// [`ShardError`] naming the file and what differs.
     pub fn tokens(&self, i: usize) -> Result<TokenFile, ShardError> {
-        let committed = &self.shards[i].committed;
-        let path = self.run_dir.join(&committed.tokens.path);
-        let (blake3, bytes) = format::digest(&path)?;
-        digests_agree(&path, (&committed.tokens.blake3, committed.tokens.bytes), (&blake3, bytes))?;
-        let tokens = TokenFile::open(&path)?;
-        mismatch(&path, "rows", committed.rows, tokens.rows() as u64)?;
-        Ok(tokens)
+        verified_tokens(&self.run_dir, &self.shards[i].committed)
     }
+}
+
+/// Opens a shard's token file and checks it against the manifest.
+///
+/// # Errors
+/// [`ShardError`] naming the file and what differs.
+pub fn verified_tokens(run_dir: &Path, committed: &Committed) -> Result<TokenFile, ShardError> {
+    let path = run_dir.join(&committed.tokens.path);
+    let (blake3, bytes) = format::digest(&path)?;
+    digests_agree(&path, (&committed.tokens.blake3, committed.tokens.bytes), (&blake3, bytes))?;
+    let tokens = TokenFile::open(&path)?;
+    mismatch(&path, "rows", committed.rows, tokens.rows() as u64)?;
+    Ok(tokens)
 }
 
 fn verified_map(path: &Path, file: &HookFile) -> Result<Mmap, ShardError> {
@@ -218,10 +242,11 @@ pub(crate) mod tests {
         let d_in = data.len() / tokens.rows();
         let mut writer = ActivationWriter::create(&path, "h", d_in, 1.0, vec![]).unwrap();
         writer.append(data).unwrap();
-        let hook = writer.finish(dir).unwrap();
+        let hook = writer.finish(&path, dir).unwrap();
         let committed = Committed {
             worker: 0,
             shard: n,
+            unfinished: false,
             first_document: 0,
             end_document: 0,
             sentences: tokens.sentences() as u64,

@@ -137,6 +137,11 @@ impl TokenFile {
         Ok(Self { tokens })
     }
 
+    /// The tokens, to go on adding to.
+    pub fn into_tokens(self) -> Tokens {
+        self.tokens
+    }
+
     /// Sentences in the file.
     pub fn sentences(&self) -> usize {
         self.tokens.sentences()

@@ -1,7 +1,7 @@
 //! Writes the activations of one hook, row by row, as f16.
 //!
 //! Rows go to `<name>.partial` as they come; `finish` writes the sum, then the header, and
-//! renames. Memory: one batch of rows.
+//! gives the file its name. Memory: one batch of rows.
 
 use std::{
     io::{BufWriter, Seek, SeekFrom, Write},
@@ -21,7 +21,7 @@ use crate::stage::atomic;
 #[derive(Debug)]
 pub struct ActivationWriter {
     hook: String,
-    path: PathBuf,
+    partial: PathBuf,
     file: BufWriter<fs_err::File>,
     metadata: Metadata,
     reserved: usize,
@@ -31,7 +31,7 @@ pub struct ActivationWriter {
 }
 
 impl ActivationWriter {
-    /// Begins `path`; rows are `d_in` wide and multiplied by `scale` before rounding to f16.
+    /// Begins `<path>.partial`; rows are `d_in` wide and multiplied by `scale` before rounding to f16.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
@@ -44,12 +44,12 @@ impl ActivationWriter {
     ) -> Result<Self, ShardError> {
         // Room for the longest row count, so that the payload's place is known beforehand.
         let reserved = format::header(&specs(u32::MAX as usize, d_in), &metadata, 0).len();
-        let mut file =
-            BufWriter::with_capacity(1 << 20, fs_err::File::create(atomic::partial_path(path))?);
+        let partial = atomic::partial_path(path);
+        let mut file = BufWriter::with_capacity(1 << 20, fs_err::File::create(&partial)?);
         file.write_all(&vec![0; reserved])?;
         Ok(Self {
             hook: hook.to_owned(),
-            path: path.to_owned(),
+            partial,
             file,
             metadata,
             reserved,
@@ -69,25 +69,37 @@ impl ActivationWriter {
     /// # Errors
     /// [`ShardError::Overflow`] or [`ShardError::NotANumber`] with the row; I/O errors.
     pub fn append(&mut self, rows: &mut [f32]) -> Result<(), ShardError> {
-        let d_in = self.stats.sum.len();
         if self.scale != 1.0 {
             rows.iter_mut().for_each(|x| *x *= self.scale);
         }
-        self.halves.resize(rows.len(), f16::ZERO);
-        self.halves.convert_from_f32_slice(rows);
-        for (values, halves) in rows.chunks_exact_mut(d_in).zip(self.halves.chunks_exact(d_in)) {
-            if let Some(bad) = halves.iter().position(|h| !h.is_finite()) {
-                return Err(self.not_finite(values[bad]));
-            }
-            // Statistics are of the numbers that a reader will see.
-            halves.convert_to_f32_slice(values);
-            self.stats.add(values);
+        let mut halves = std::mem::take(&mut self.halves);
+        halves.resize(rows.len(), f16::ZERO);
+        halves.convert_from_f32_slice(rows);
+        if let Some(bad) = halves.iter().position(|h| !h.is_finite()) {
+            return Err(self.not_finite(bad / self.stats.sum.len(), rows[bad]));
         }
-        Ok(self.file.write_all(bytemuck::cast_slice(&self.halves))?)
+        let written = self.append_stored(&halves);
+        self.halves = halves;
+        written
     }
 
-    fn not_finite(&self, value: f32) -> ShardError {
-        let (hook, row) = (self.hook.clone(), self.stats.rows);
+    /// Appends rows as they are stored: scaled, finite, f16.
+    ///
+    /// # Errors
+    /// Any I/O error, naming the path.
+    pub fn append_stored(&mut self, rows: &[f16]) -> Result<(), ShardError> {
+        let d_in = self.stats.sum.len();
+        // Statistics are of the numbers that a reader will see.
+        let mut values = vec![0.0; d_in];
+        for row in rows.chunks_exact(d_in) {
+            row.convert_to_f32_slice(&mut values);
+            self.stats.add(&values);
+        }
+        Ok(self.file.write_all(bytemuck::cast_slice(rows))?)
+    }
+
+    fn not_finite(&self, row: usize, value: f32) -> ShardError {
+        let (hook, row) = (self.hook.clone(), self.stats.rows + row as u64);
         if value.is_nan() {
             ShardError::NotANumber { hook, row }
         } else {
@@ -95,11 +107,12 @@ impl ActivationWriter {
         }
     }
 
-    /// Makes the file durable under its final name; `root` is what manifest paths are relative to.
+    /// Makes the file durable as `path`, in the directory it was created in; `root` is what
+    /// manifest paths are relative to.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
-    pub fn finish(mut self, root: &Path) -> Result<HookFile, ShardError> {
+    pub fn finish(mut self, path: &Path, root: &Path) -> Result<HookFile, ShardError> {
         let specs = specs(self.stats.rows as usize, self.stats.sum.len());
         self.file.write_all(&vec![0; specs[1].bytes()])?;
         self.file.write_all(bytemuck::cast_slice(&self.stats.sum))?;
@@ -107,8 +120,8 @@ impl ActivationWriter {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&header)?;
         self.file.flush()?;
-        atomic::commit(&atomic::partial_path(&self.path), &self.path)?;
-        Ok(HookFile { hook: self.hook, file: ShardFile::of(&self.path, root)?, stats: self.stats })
+        atomic::commit(&self.partial, path)?;
+        Ok(HookFile { hook: self.hook, file: ShardFile::of(path, root)?, stats: self.stats })
     }
 }
 
