@@ -1,12 +1,20 @@
 //! Activation functions of the feed-forward block, alone or times a gate's partner.
 
+use std::f32::consts::FRAC_1_SQRT_2;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{simd, tensor, view};
+use super::{
+    elementary::{erf, exp},
+    host::{tensor, view},
+    vector::simd,
+};
 
 /// Numbers handled by one task.
 const CHUNK: usize = 16 * 1024;
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
 /// An activation function, applied to every number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +75,13 @@ impl Activation {
 
     fn alone(self, x: &[f32], y: &mut [f32]) {
         match self {
-            Self::Silu => silu(x, y),
-            Self::Gelu => gelu(x, y),
-            Self::GeluTanh => gelu_tanh(x, y),
-            Self::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0)),
+            Self::Silu => simd(|| each(x, y, |x| x / (1.0 + exp(-x)))),
+            Self::Gelu => simd(|| each(x, y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2)))),
+            // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
+            Self::GeluTanh => simd(|| {
+                each(x, y, |x| x / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x))))
+            }),
+            Self::Relu => simd(|| each(x, y, |x| if x < 0.0 { 0.0 } else { x })),
         }
     }
 
@@ -84,30 +95,10 @@ impl Activation {
     }
 }
 
-simd::vectorised! {
-    fn silu(x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = x / (1.0 + simd::exp(-x));
-        }
-    }
-}
-
-simd::vectorised! {
-    fn gelu(x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = 0.5 * x * (1.0 + simd::erf(x * std::f32::consts::FRAC_1_SQRT_2));
-        }
-    }
-}
-
-simd::vectorised! {
-    fn gelu_tanh(x: &[f32], y: &mut [f32]) {
-        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-        for (y, x) in y.iter_mut().zip(x) {
-            let inner = SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
-            // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
-            *y = x / (1.0 + simd::exp(-2.0 * inner));
-        }
+#[inline(always)]
+fn each(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = f(*x);
     }
 }
 

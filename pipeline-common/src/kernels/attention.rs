@@ -10,7 +10,11 @@ use candle_core::{D, DType, Result, Tensor};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::{simd, tensor, view};
+use super::{
+    elementary::{exp, sum},
+    host::{tensor, view},
+    vector::{max, simd},
+};
 
 /// Queries of one task: bounds the score matrix to `QUERIES` rows whatever the sentence's length.
 const QUERIES: usize = 128;
@@ -139,7 +143,7 @@ fn block(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>, out: &Output) {
     }
     for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
         let seen = if causal { task.queries.start - begin + i + 1 } else { keys };
-        softmax(row, seen);
+        simd(|| softmax(row, seen));
     }
     let p = Matrix::new(scores, queries, keys, keys, 1);
     let v = Matrix::new(&inputs.v[kv_at..], keys, d, kv_row, 1);
@@ -208,20 +212,19 @@ unsafe fn product(out: *mut f32, row_stride: usize, a: &Matrix, b: &Matrix, scal
     }
 }
 
-simd::vectorised! {
-    /// Softmax of the first `seen` scores; the others become zero.
-    fn softmax(row: &mut [f32], seen: usize) {
-        let (live, future) = row.split_at_mut(seen);
-        let largest = simd::max(live);
-        for x in live.iter_mut() {
-            *x = simd::exp(*x - largest);
-        }
-        let scale = simd::sum(live, |x| x).recip();
-        for x in live.iter_mut() {
-            *x *= scale;
-        }
-        future.fill(0.0);
+/// Softmax of the first `seen` scores; the others become zero.
+#[inline(always)]
+fn softmax(row: &mut [f32], seen: usize) {
+    let (live, future) = row.split_at_mut(seen);
+    let largest = max(live);
+    for x in live.iter_mut() {
+        *x = exp(*x - largest);
     }
+    let scale = sum(live, |x| x).recip();
+    for x in live.iter_mut() {
+        *x *= scale;
+    }
+    future.fill(0.0);
 }
 
 /// The formula in candle's operations, a sentence at a time.

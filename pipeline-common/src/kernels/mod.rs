@@ -6,8 +6,8 @@
 //! place. Results do not depend on the number of threads: work is split by output rows, and sums
 //! are taken in a fixed order.
 
+mod elementary;
 mod host;
-mod simd;
 
 pub mod activation;
 pub mod adam;
@@ -19,8 +19,6 @@ pub mod rope;
 pub mod sparse;
 pub mod topk;
 pub mod vector;
-
-use host::{tensor, view};
 
 #[cfg(test)]
 mod testing {

@@ -3,7 +3,11 @@
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{simd, tensor, view};
+use super::{
+    elementary::sum,
+    host::{tensor, view},
+    vector::simd,
+};
 
 /// Rows handled by one task.
 const ROWS: usize = 16;
@@ -18,7 +22,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let rows = ROWS * w.len();
     out.par_chunks_mut(rows)
         .zip(xs.par_chunks(rows))
-        .for_each(|(y, x)| rms_rows(x, &w, eps as f32, y));
+        .for_each(|(y, x)| simd(|| rms_rows(x, &w, eps as f32, y)));
     tensor(out, x.shape())
 }
 
@@ -35,32 +39,30 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let rows = ROWS * w.len();
     out.par_chunks_mut(rows)
         .zip(xs.par_chunks(rows))
-        .for_each(|(y, x)| layer_rows(x, &w, &b, eps as f32, y));
+        .for_each(|(y, x)| simd(|| layer_rows(x, &w, &b, eps as f32, y)));
     tensor(out, x.shape())
 }
 
-simd::vectorised! {
-    fn rms_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-        let d = weight.len();
-        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-            let scale = (simd::sum(x, |v| v * v) / d as f32 + eps).sqrt().recip();
-            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                *y = x * scale * w;
-            }
+#[inline(always)]
+fn rms_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let d = weight.len();
+    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+        let scale = (sum(x, |v| v * v) / d as f32 + eps).sqrt().recip();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * scale * w;
         }
     }
 }
 
-simd::vectorised! {
-    fn layer_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
-        let d = weight.len();
-        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-            let mean = simd::sum(x, |v| v) / d as f32;
-            let variance = simd::sum(x, |v| (v - mean) * (v - mean)) / d as f32;
-            let scale = (variance + eps).sqrt().recip();
-            for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = (x - mean) * scale * w + b;
-            }
+#[inline(always)]
+fn layer_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
+    let d = weight.len();
+    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+        let mean = sum(x, |v| v) / d as f32;
+        let variance = sum(x, |v| (v - mean) * (v - mean)) / d as f32;
+        let scale = (variance + eps).sqrt().recip();
+        for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+            *y = (x - mean) * scale * w + b;
         }
     }
 }

@@ -3,7 +3,10 @@
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{simd, tensor, view};
+use super::{
+    host::{tensor, view},
+    vector::simd,
+};
 
 /// Rows handled by one task.
 const ROWS: usize = 32;
@@ -24,23 +27,20 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         .for_each(|((y, x), (c, s))| {
             let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
             let angles = c.chunks_exact(half).zip(s.chunks_exact(half));
-            for ((y, x), (c, s)) in rows.zip(angles) {
-                rotate_row(x, c, s, y);
-            }
+            simd(|| rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)));
         });
     tensor(out, x.shape())
 }
 
-simd::vectorised! {
-    fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
-        let half = cos.len();
-        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-            let (y1, y2) = y.split_at_mut(half);
-            let (x1, x2) = x.split_at(half);
-            for i in 0..half {
-                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
-            }
+#[inline(always)]
+fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
+    let half = cos.len();
+    for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+        let (y1, y2) = y.split_at_mut(half);
+        let (x1, x2) = x.split_at(half);
+        for i in 0..half {
+            y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+            y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
         }
     }
 }

@@ -1,47 +1,7 @@
-//! Functions compiled for several instruction sets, and the arithmetic they share.
-
-/// Defines a function that runs the widest version that the processor has.
-///
-/// The body is compiled for AVX-512, for AVX2 and for the baseline; the compiler vectorises it.
-/// All versions compute the same formula without fused multiply-add, so elementwise results do not
-/// depend on the processor.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($arg: $ty),*) {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw")]
-                fn avx512($($arg: $ty),*) {
-                    body($($arg),*);
-                }
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) {
-                    body($($arg),*);
-                }
-                let wide = std::is_x86_feature_detected!("avx512f")
-                    && std::is_x86_feature_detected!("avx512dq")
-                    && std::is_x86_feature_detected!("avx512vl")
-                    && std::is_x86_feature_detected!("avx512bw");
-                if wide {
-                    #[expect(unsafe_code, reason = "instructions beyond the baseline")]
-                    // SAFETY: the processor has the features, as was just asked.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if std::is_x86_feature_detected!("avx2") {
-                    #[expect(unsafe_code, reason = "instructions beyond the baseline")]
-                    // SAFETY: the processor has AVX2, as was just asked.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*);
-        }
-    };
-}
-pub(super) use vectorised;
+//! Elementary functions of f32 in operations that vectorise; call them inside
+//! [`super::vector::simd`].
+//!
+//! Nothing here is fused, so results do not depend on the processor.
 
 /// Lanes of a partial sum: wide enough for two AVX-512 registers.
 const LANES: usize = 32;
@@ -60,23 +20,6 @@ pub fn sum(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         *lane += f(*x);
     }
     lanes.iter().sum()
-}
-
-/// Largest element of a slice; negative infinity if it is empty.
-#[inline(always)]
-pub fn max(xs: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (chunks, rest) = xs.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, *x);
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = larger(*lane, *x);
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
 }
 
 /// The exponential to two units in the last place, in operations that vectorise.
@@ -152,11 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_maxima_of_any_length() {
+    fn sums_of_any_length() {
         for n in 0..100 {
             let xs: Vec<f32> = (0..n).map(|i| i as f32 - 7.0).collect();
             assert_eq!(sum(&xs, |x| x), xs.iter().sum::<f32>());
-            assert_eq!(max(&xs), xs.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }
 }
