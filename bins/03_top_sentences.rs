@@ -1,3 +1,9 @@
-//! sparse autoencoder -> top sentences per latent.
+//! Stage 03: sparse autoencoder and shards -> top sentences per latent.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pipeline_common::{stage, top::TopSentences};
+
+fn main() -> ExitCode {
+    stage::main::<TopSentences>()
+}

@@ -35,3 +35,4 @@ pub mod shard;
 pub mod slurm;
 pub mod stage;
 pub mod text;
+pub mod top;

@@ -1,0 +1,190 @@
+//! Stage 03 from its arguments to its files.
+
+use std::io::Write;
+
+use clap::Parser;
+
+use super::{
+    detail,
+    input::Input,
+    output::{Files, Pending},
+    report::{Origin, Report},
+    tally::Tally,
+};
+use crate::{
+    sae::history::Record,
+    stage::{
+        CommonArgs, Context, Result, Stage,
+        progress::{bytes, thousands},
+        store::Store,
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  03_top_sentences                      top sentences of the newest training
+  TOP_N=25 03_top_sentences             longer lists
+  SAE_RUN_ID=my-sae 03_top_sentences    of a certain training
+  RUN_ID=other-text 03_top_sentences    on the activations of another capture
+  03_top_sentences --check              what it would cost
+  sbatch slurm/submit_top_sentences.sh  the same as a SLURM job";
+
+/// Latents whose sentences are in memory together in the second read.
+const LATENTS_AT_A_TIME: usize = 4096;
+
+/// Finds the sentences that excite each latent most, and makes a report of them.
+///
+/// Reads the newest complete training (or SAE_RUN_ID) and the capture it was trained on (or
+/// RUN_ID), and writes YAML, JSONL and report.html into the training run.
+#[derive(Parser, Debug)]
+#[command(name = "03_top_sentences", version, after_help = EXAMPLES)]
+pub struct TopSentences {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Training run to read [default: the newest complete one, in sae_run_id.txt]
+    #[arg(long, env, value_name = "NAME")]
+    sae_run_id: Option<String>,
+    /// Sentences per latent and aggregation
+    #[arg(long, env, default_value_t = 10, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    top_n: u16,
+}
+
+impl Stage for TopSentences {
+    const SECTION: &'static str = "top_sentences";
+
+    fn common(&self) -> &CommonArgs {
+        &self.common
+    }
+
+    fn check(&self, context: &Context) -> Result<()> {
+        let input = self.open(context)?;
+        let p = &input.sae.params;
+        let weights = (p.w_enc.len() + p.w_dec.len()) * size_of::<f32>();
+        let lists = p.d_sae * 3 * usize::from(self.top_n) * 16;
+        let rows_per_sentence = input.set.rows() / (input.sentences().max(1) as usize);
+        let pairs = p.d_sae * 3 * usize::from(self.top_n);
+        // Per pair a token's text and a number of about ten digits, in the JSON lines.
+        let disk = pairs * rows_per_sentence * 20;
+        let block = pairs.min(LATENTS_AT_A_TIME * 3 * usize::from(self.top_n));
+        let memory = weights + lists + block * (rows_per_sentence * 32 + 200) + (192 << 20);
+        let flop = 2.0 * input.set.rows() as f64 * p.d_in as f64 * p.d_sae as f64;
+        context.print(&format!(
+            "training    {}\ncapture     {} ({} rows, {} sentences)\nhook        {} (d_in {})\n\
+             latents     {}\nmemory      up to {}\ndisk        up to {}\n\
+             arithmetic  {flop:.3e} FLOP on {} threads\n",
+            input.training.run_id,
+            input.capture.run_id,
+            thousands(input.set.rows() as u64),
+            thousands(input.sentences()),
+            input.training.hook,
+            p.d_in,
+            thousands(p.d_sae as u64),
+            bytes(memory as u64),
+            bytes(disk as u64),
+            context.threads,
+        ));
+        Ok(())
+    }
+
+    fn run(&self, context: &Context) -> Result<()> {
+        let input = self.open(context)?;
+        let tally = self.tally(context, &input)?;
+        let dir = input.store_run.join("top_sentences");
+        let mut files = Files::create(&dir)?;
+        let mut report = Report::new(origin(&input), &tally, self.top_n.into());
+        let d_sae = tally.latents().len();
+        for begin in (0..d_sae).step_by(LATENTS_AT_A_TIME) {
+            context.leave_if_asked("nothing is written before the end")?;
+            let latents = begin..(begin + LATENTS_AT_A_TIME).min(d_sae);
+            let details = detail::read(&input, &tally, latents.clone())?;
+            for latent in latents {
+                files.write(latent, &tally, &details)?;
+                report.add(latent, &tally, &details);
+            }
+        }
+        let path = dir.join("report.html");
+        let mut page = Pending::create(path.clone())?;
+        page.write_all(report.render()?.as_bytes())?;
+        files.commit()?;
+        page.commit()?;
+        let active = tally.latents().iter().filter(|l| l.fired > 0).count();
+        tracing::info!("{active} of {d_sae} latents are active; report: {}", path.display());
+        context.print(&format!("{}\n", path.display()));
+        Ok(())
+    }
+}
+
+impl TopSentences {
+    fn open(&self, context: &Context) -> Result<Input> {
+        let store = Store::new(self.common.store_root());
+        Input::open(&store, self.sae_run_id.as_deref(), self.common.run_id.as_deref(), context)
+    }
+
+    /// The first pass, in chunks of whole sentences.
+    fn tally(&self, context: &Context, input: &Input) -> Result<Tally> {
+        let mut tally = Tally::new(input.sae.params.d_sae, self.top_n.into());
+        let mut progress = context.progress("top sentences", input.sentences(), "sentences");
+        for shard in 0..input.set.shards() {
+            let tokens = input.set.tokens(shard)?;
+            let first = input.set.first_row(shard);
+            let mut begin = 0;
+            while begin < tokens.sentences() {
+                context.leave_if_asked("nothing is written before the end")?;
+                let start = tokens.sentence_rows(begin).start;
+                let fits = |s: &usize| tokens.sentence_rows(*s).end - start <= input.chunk_rows();
+                let count = (begin..tokens.sentences()).take_while(fits).count().max(1);
+                let end = tokens.sentence_rows(begin + count - 1).end;
+                let range = first + start..first + end;
+                let active = input.encode(std::slice::from_ref(&range));
+                for sentence in begin..begin + count {
+                    let rows = tokens.sentence_rows(sentence);
+                    let rows = (rows.start - start..rows.end - start).map(|row| active.row(row));
+                    tally.add(input.starts[shard] + sentence as u64, rows);
+                }
+                begin += count;
+                progress.advance(count as u64, range.len() as u64, "");
+            }
+        }
+        progress.finish("");
+        Ok(tally)
+    }
+}
+
+/// What the report says about where it comes from.
+fn origin(input: &Input) -> Origin {
+    let (training, capture) = (&input.training, &input.capture);
+    let facts = vec![
+        ("training run", training.run_id.clone()),
+        ("capture run", capture.run_id.clone()),
+        ("model", format!("{} ({})", capture.model.id, capture.model.revision)),
+        ("hook", training.hook.clone()),
+        ("dataset", capture.dataset.source.clone()),
+        ("documents", thousands(capture.dataset.documents)),
+        ("SAE", format!("{:?}, d_in {}", input.sae.activation, input.sae.params.d_in)),
+        ("held-out FVU", format!("{:.4}", training.validation.fvu)),
+        ("made by", concat!("slurm-sae-pipeline ", env!("CARGO_PKG_VERSION")).to_owned()),
+    ];
+    type Curve = (&'static str, fn(&Record) -> f64);
+    let curves: [Curve; 6] = [
+        ("MSE", |r| r.mse),
+        ("FVU", |r| r.fvu),
+        ("L0", |r| r.l0),
+        ("auxiliary loss", |r| r.aux),
+        ("learning rate", |r| r.lr),
+        ("dead fraction", |r| r.dead_fraction),
+    ];
+    let points = |of: fn(&Record) -> f64| thinned(&input.history, of);
+    Origin {
+        title: format!("Latents of {}", training.run_id),
+        facts,
+        curves: curves.map(|(name, of)| (name, points(of))).into(),
+    }
+}
+
+/// At most about a thousand points of a curve; a figure that is no number is left out.
+fn thinned(history: &[Record], of: fn(&Record) -> f64) -> Vec<(u64, f64)> {
+    let every = history.len().div_ceil(1000).max(1);
+    let points = history.iter().step_by(every).map(|r| (r.step, of(r)));
+    points.filter(|(_, value)| value.is_finite()).collect()
+}
