@@ -147,17 +147,8 @@ impl Stage for SaveActivations {
         let streams = Streams::split(job.dataset.len(), job.share.count as u64);
         streams.agree(&job.run_dir)?;
         let stream = streams.range(job.share.index as u64);
-        match Worker::claim(self.target(&job), job.share, stream)? {
-            Some(worker) => self.capture(context, &job, worker)?,
-            None => {
-                tracing::warn!(
-                    "another process has stream {} of run `{}`: nothing to do",
-                    job.share.index,
-                    job.meta.run_id
-                );
-                return Ok(());
-            }
-        }
+        let worker = Worker::claim(self.target(&job), job.share, stream)?;
+        self.capture(context, &job, worker)?;
         let streams: Vec<Range<u64>> = (0..streams.count).map(|i| streams.range(i)).collect();
         finish(job, &streams)
     }

@@ -4,7 +4,6 @@
 //! it back and goes on with it. So shards do not depend on interruptions.
 
 use std::{
-    fs::{File, TryLockError},
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -19,7 +18,7 @@ use crate::{
         tokens::Token,
     },
     slurm::Share,
-    stage::{Failure, Result},
+    stage::{Failure, Result, lock::Lock},
 };
 
 /// Everything a worker needs to write shards.
@@ -61,7 +60,7 @@ pub struct Worker {
     open: Option<Open>,
     /// The unfinished shard that the next one replaces.
     unfinished: Option<Committed>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The shard under construction.
@@ -78,21 +77,17 @@ fn manifest_path(run_dir: &Path, worker: usize) -> PathBuf {
 }
 
 impl Worker {
-    /// Takes the stream and finds where to go on; `None` if another process has it.
+    /// Takes the stream and finds where to go on.
     ///
     /// # Errors
-    /// I/O errors; manifest lines that do not follow each other.
-    pub fn claim(target: Target, share: Share, stream: Range<u64>) -> Result<Option<Self>> {
+    /// [`Failure::stopped`] if another process has it; I/O errors; manifest lines that do not
+    /// follow each other.
+    pub fn claim(target: Target, share: Share, stream: Range<u64>) -> Result<Self> {
         for dir in target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens", "workers"]) {
             fs_err::create_dir_all(target.run_dir.join(dir))?;
         }
-        let lock =
-            File::create(target.run_dir.join("workers").join(format!("{}.lock", share.index)))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(e)) => return Err(e.into()),
-        }
+        let path = target.run_dir.join("workers").join(format!("{}.lock", share.index));
+        let lock = Lock::take(&path, &format!("stream {} of this run", share.index))?;
         let mut lines = committed(&target.run_dir, share.index, &stream)?;
         let next_document = lines.last().map_or(stream.start, |l| l.end_document);
         let unfinished = lines.pop_if(|last| last.unfinished);
@@ -110,7 +105,10 @@ impl Worker {
         if let Some(line) = worker.unfinished.clone() {
             worker.open = Some(worker.reopen(line)?);
         }
-        Ok(Some(worker))
+        if worker.left().is_empty() {
+            worker.forget_replaced_lines()?;
+        }
+        Ok(worker)
     }
 
     /// The documents still to capture.

@@ -94,13 +94,17 @@ impl Checkpoints {
         Ok(Some(state))
     }
 
+    /// Removes all but the newest, and what a killed process left half written.
     fn remove_old(&self) -> Result<(), SaeError> {
-        let mut files: Vec<PathBuf> = fs_err::read_dir(&self.dir)?
-            .collect::<Result<Vec<_>, _>>()?
-            .iter()
-            .map(fs_err::DirEntry::path)
-            .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-")))
-            .collect();
+        let mut files: Vec<PathBuf> = vec![];
+        for entry in fs_err::read_dir(&self.dir)? {
+            let path = entry?.path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("safetensors") => files.push(path),
+                Some("partial") => fs_err::remove_file(path)?,
+                _ => {}
+            }
+        }
         files.sort();
         for old in files.iter().rev().skip(KEEP) {
             fs_err::remove_file(old)?;

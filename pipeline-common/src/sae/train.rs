@@ -28,6 +28,7 @@ use crate::{
     shard::{Order, ShardSet},
     stage::{
         CommonArgs, Context, Failure, ResolvedConfig, Result, Stage, atomic,
+        lock::Lock,
         progress::{bytes, thousands},
         store::{Pointer, Store},
     },
@@ -152,6 +153,8 @@ impl Stage for TrainSae {
             return job.store.publish(Pointer::Training, &job.run_id);
         }
         fs_err::create_dir_all(&job.run_dir)?;
+        let _lock =
+            Lock::take(&job.run_dir.join("train.lock"), &format!("training run `{}`", job.run_id))?;
         self.claim(context, &job)?;
         let mut session = self.session(context, &job)?;
         session.train(context)?;

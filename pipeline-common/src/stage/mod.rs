@@ -6,6 +6,7 @@ pub mod atomic;
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod lock;
 pub mod logging;
 pub mod main;
 pub mod progress;
