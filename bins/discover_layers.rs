@@ -1,3 +1,9 @@
-//! which hook to train on.
+//! Which hooks a model has, and what reading them would cost.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pipeline_common::{plan::DiscoverLayers, stage};
+
+fn main() -> ExitCode {
+    stage::main::<DiscoverLayers>()
+}

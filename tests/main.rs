@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod dependencies;
+mod discover;
 mod golden;
 mod hub;
 mod interop;

@@ -15,6 +15,7 @@
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
+//! | [`plan`] | discover_layers: a model's hooks and what reading them costs |
 //!
 //! # Glossary
 //!
@@ -30,6 +31,7 @@
 pub mod capture;
 pub mod kernels;
 pub mod model;
+pub mod plan;
 pub mod sae;
 pub mod shard;
 pub mod slurm;
