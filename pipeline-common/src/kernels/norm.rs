@@ -12,7 +12,7 @@ use super::{
 /// Rows handled by one task.
 const ROWS: usize = 16;
 
-/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x` [rows, d]; `weight` [d].
+/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x` [rows, d]; `weight` `[d]`.
 ///
 /// # Errors
 /// What the device reports.
@@ -27,7 +27,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` for each row of `x` [rows, d]; `weight` and
-/// `bias` [d].
+/// `bias` `[d]`.
 ///
 /// # Errors
 /// What the device reports.

@@ -154,7 +154,7 @@ pub struct Headers {
 /// Reads the headers of a checkpoint's safetensors files; no tensor is read.
 ///
 /// # Errors
-/// As [`Weights::open`].
+/// Missing, truncated or malformed files, and an index that names a file that is not there.
 pub fn headers(dir: &Path) -> Result<Headers, ModelError> {
     let files = Files::open(dir)?;
     let (mut parameters, mut bytes) = (0, 0);

@@ -11,7 +11,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Loads `weight` [out, in] and, if the family has one, `bias` [out].
+    /// Loads `weight` [out, in] and, if the family has one, `bias` `[out]`.
     pub fn load(
         weights: &Weights,
         (input, output): (usize, usize),

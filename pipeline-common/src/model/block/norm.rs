@@ -12,7 +12,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Loads `weight` [d].
+    /// Loads `weight` `[d]`.
     pub fn load(weights: &Weights, d: usize, eps: f64) -> std::result::Result<Self, ModelError> {
         Ok(Self { weight: weights.get("weight", &[d])?, eps })
     }
@@ -31,7 +31,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Loads `weight` and `bias` [d].
+    /// Loads `weight` and `bias` `[d]`.
     pub fn load(weights: &Weights, d: usize, eps: f64) -> std::result::Result<Self, ModelError> {
         Ok(Self { weight: weights.get("weight", &[d])?, bias: weights.get("bias", &[d])?, eps })
     }
