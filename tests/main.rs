@@ -8,5 +8,6 @@ mod golden;
 mod hub;
 mod interop;
 mod kill;
+mod report;
 mod slurm;
 mod workload;
