@@ -83,6 +83,7 @@ impl Planted {
             hooks: vec![HookRecord {
                 name: HOOK.into(),
                 transformer_lens: "blocks.0".into(),
+                alias: None,
                 directory: "h".into(),
                 d_in: D_IN,
                 statistics: None,
