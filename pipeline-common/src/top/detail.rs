@@ -63,7 +63,7 @@ fn read_shard(
     wanted: &[(&u64, &BTreeSet<u32>)],
     details: &mut Details,
 ) -> Result<()> {
-    let tokens = input.set.tokens(shard)?;
+    let tokens = input.tokens(shard)?;
     let local = |sentence: u64| (sentence - input.starts[shard]) as usize;
     let mut rest = wanted;
     while !rest.is_empty() {

@@ -9,7 +9,7 @@ use crate::{
     capture::CaptureMeta,
     kernels::sparse::SparseRows,
     sae::{Sae, SaeError, formats::saelens, history::Record, train::TrainingMeta},
-    shard::ShardSet,
+    shard::{ShardSet, TokenFile},
     stage::{
         Context, Failure, Result,
         store::{Pointer, Store},
@@ -71,6 +71,22 @@ impl Input {
     /// Sentences of all shards.
     pub fn sentences(&self) -> u64 {
         self.starts[self.starts.len() - 1]
+    }
+
+    /// The tokens of a shard, as many sentences as its manifest line says.
+    pub fn tokens(&self, shard: usize) -> Result<TokenFile> {
+        let tokens = self.set.tokens(shard)?;
+        let committed = self.set.committed(shard);
+        if tokens.sentences() as u64 != committed.sentences {
+            return Err(Failure::input(format!(
+                "`{}` has {} sentences, the manifest of run `{}` says {}",
+                committed.tokens.path,
+                tokens.sentences(),
+                self.capture.run_id,
+                committed.sentences
+            )));
+        }
+        Ok(tokens)
     }
 
     /// Rows to encode together, so that memory stays bounded whatever the activation.

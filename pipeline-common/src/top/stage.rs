@@ -126,7 +126,7 @@ impl TopSentences {
         let mut tally = Tally::new(input.sae.params.d_sae, self.top_n.into());
         let mut progress = context.progress("top sentences", input.sentences(), "sentences");
         for shard in 0..input.set.shards() {
-            let tokens = input.set.tokens(shard)?;
+            let tokens = input.tokens(shard)?;
             let first = input.set.first_row(shard);
             let mut begin = 0;
             while begin < tokens.sentences() {
@@ -187,4 +187,73 @@ fn thinned(history: &[Record], of: fn(&Record) -> f64) -> Vec<(u64, f64)> {
     let every = history.len().div_ceil(1000).max(1);
     let points = history.iter().step_by(every).map(|r| (r.step, of(r)));
     points.filter(|(_, value)| value.is_finite()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        sae::{Activation, formats::saelens, weights::tests::random_sae},
+        shard::reader::tests::write_run,
+        slurm::SlurmEnv,
+        stage::{Kind, ResolvedConfig, StopFlag, atomic},
+    };
+
+    /// A capture of 8 rows of width 6 and an SAE of 12 latents.
+    fn plant(store: &std::path::Path) {
+        let (capture, training) = (store.join("runs/cap"), store.join("runs/sae"));
+        for dir in [&capture, &training] {
+            fs_err::create_dir_all(dir).unwrap();
+        }
+        write_run(&capture, &[5, 3], 6);
+        let meta = json!({
+            "schema": 1, "run_id": "cap", "workers": 1, "activation_scale": 1.0, "config": {},
+            "model": {"id": "m", "revision": "local", "architecture": "A", "tokenizer": "0"},
+            "hooks": [{"name": "h", "transformer_lens": "h", "directory": "h", "d_in": 6}],
+            "dataset": {"source": "d", "documents": 3, "fingerprint": "0"},
+            "totals": {"shards": 2, "sentences": 3, "rows": 8, "tokens_seen": 8},
+        });
+        atomic::write_json(&capture.join("meta.json"), &meta).unwrap();
+        let sae = random_sae(6, 12, Activation::TopK { k: 3 });
+        saelens::save(&training, &sae, serde_json::Map::new(), &[0.0; 12]).unwrap();
+        let meta = json!({
+            "schema": 1, "run_id": "sae", "capture_run_id": "cap", "hook": "h", "d_in": 6,
+            "d_sae": 12, "steps": 1, "tokens": 8, "input_scale": 1.0, "config": {},
+            "validation": {"rows": 1, "mse": 0.0, "fvu": 0.0, "l0": 3.0},
+        });
+        atomic::write_json(&training.join("meta.json"), &meta).unwrap();
+        fs_err::write(store.join("sae_run_id.txt"), "sae\n").unwrap();
+    }
+
+    #[test]
+    fn a_stop_leaves_nothing_and_the_next_start_finishes() {
+        let store = tempfile::tempdir().unwrap();
+        plant(store.path());
+        let stage =
+            TopSentences::try_parse_from(["x", "--store-dir", store.path().to_str().unwrap()]);
+        let stage = stage.unwrap();
+        let context = |stop| Context {
+            stop,
+            config: ResolvedConfig::default(),
+            slurm: SlurmEnv::default(),
+            threads: 1,
+        };
+        let stopped = StopFlag::default();
+        stopped.request();
+        let failure = stage.run(&context(stopped)).unwrap_err();
+        assert_eq!(failure.kind, Kind::Stopped);
+        let dir = store.path().join("runs/sae/top_sentences");
+        assert!(!dir.exists());
+        stage.run(&context(StopFlag::default())).unwrap();
+        assert_eq!(fs_err::read_dir(&dir).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn files_that_are_not_committed_disappear() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Files::create(dir.path()).unwrap());
+        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }
