@@ -5,7 +5,7 @@ use super::vector::{max, simd};
 /// Elements looked at together: a chunk whose maximum is too small is skipped whole.
 const CHUNK: usize = 64;
 
-/// Buffers of [`top_k`], reused from row to row.
+/// Buffers of [`Candidates::top_k`], reused from row to row.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates(Vec<(f32, u32)>);
 

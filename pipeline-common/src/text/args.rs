@@ -16,7 +16,7 @@ pub struct HubArgs {
     /// Directory of the hub's cache, which is in its folder `hub` [default: ~/.cache/huggingface]
     #[arg(long, env, value_name = "DIR")]
     pub hf_home: Option<PathBuf>,
-    /// Address of the hub or of a mirror [default: https://huggingface.co]
+    /// Address of the hub or of a mirror [default: huggingface.co]
     #[arg(long, env, value_name = "URL")]
     pub hf_endpoint: Option<String>,
     /// Never use the network: take everything from the cache
