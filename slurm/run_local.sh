@@ -59,8 +59,3 @@ for binary in "${binaries[@]}"; do
 	((code != 75)) || say "$binary stopped, progress is saved; go on with RUN_ID=${RUN_ID-} SAE_RUN_ID=${SAE_RUN_ID-} slurm/run_local.sh $*"
 	((code == 0)) || exit "$code"
 done
-
-if [[ " ${binaries[*]} " == *" 03_top_sentences "* ]]; then
-	report=$(find "$STORE_DIR/runs${SAE_RUN_ID:+/$SAE_RUN_ID}" -name '*.html' -printf '%T@ %p\n' | sort -n | tail -n 1)
-	echo "report: ${report#* }"
-fi
