@@ -5,6 +5,7 @@
 
 mod cluster;
 mod local;
+mod readme;
 mod scripts;
 mod stages;
 

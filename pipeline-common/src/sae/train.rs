@@ -92,6 +92,14 @@ pub struct TrainingMeta {
     pub config: ResolvedConfig,
 }
 
+/// What a training run was begun with, in `config.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claim {
+    capture_run_id: String,
+    hook: String,
+    config: ResolvedConfig,
+}
+
 /// The opened input and where the output goes.
 struct Job {
     capture: CaptureMeta,
@@ -126,7 +134,7 @@ impl Stage for TrainSae {
             * plan.schedule.steps as f64;
         let disk = weights / 2 * (2 + 2 * 3);
         context.print(&format!(
-            "run         {}\ncapture     {} ({} rows)\nhook        {} (d_in {})\nSAE         {:?}, d_sae {}\n\
+            "run         {}\ncapture     {} ({} rows)\nhook        {} (d_in {})\nSAE         {}, d_sae {}\n\
              steps       {} of {} rows, {} held out\nmemory      {}\ndisk        {}\n\
              arithmetic  {:.3e} FLOP in encoder products alone, on {threads} threads\n",
             job.run_id,
@@ -193,19 +201,33 @@ impl TrainSae {
         Ok(Job { capture, hook, set, train, held_out, plan, scale, run_id, run_dir, store })
     }
 
-    /// Records the settings at the first start and compares them at every later one.
+    /// Records input and settings at the first start and compares them at every later one:
+    /// without RUN_ID a newer capture may have taken the place of the first.
     fn claim(&self, context: &Context, job: &Job) -> Result<()> {
         let path = job.run_dir.join("config.json");
-        match fs_err::read(&path) {
+        let claim = Claim {
+            capture_run_id: job.capture.run_id.clone(),
+            hook: job.hook.name.clone(),
+            config: context.config.scientific(),
+        };
+        let stored: Claim = match fs_err::read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Ok(atomic::write_json(&path, &context.config.scientific())?)
+                return Ok(atomic::write_json(&path, &claim)?);
             }
-            other => {
-                let stored: ResolvedConfig = serde_json::from_slice(&other?)
-                    .map_err(|e| SaeError::Format { path, reason: e.to_string() })?;
-                context.config.must_match(&stored, &job.run_id)
-            }
+            other => serde_json::from_slice(&other?)
+                .map_err(|e| SaeError::Format { path, reason: e.to_string() })?,
+        };
+        if (&stored.capture_run_id, &stored.hook) != (&claim.capture_run_id, &claim.hook) {
+            let what = format!(
+                "training run `{}` was begun on hook {} of capture `{}`, now it is hook {} of `{}`",
+                job.run_id, stored.hook, stored.capture_run_id, claim.hook, claim.capture_run_id
+            );
+            return Err(Failure::usage(what).hint(format!(
+                "set RUN_ID={}, or give SAE_RUN_ID a new name",
+                stored.capture_run_id
+            )));
         }
+        context.config.must_match(&stored.config, &job.run_id)
     }
 
     fn session<'a>(&self, context: &Context, job: &'a Job) -> Result<Session<'a>> {

@@ -19,6 +19,16 @@ pub enum Activation {
     Relu,
 }
 
+impl std::fmt::Display for Activation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TopK { k } => write!(f, "topk, k = {k}"),
+            Self::JumpRelu => f.write_str("jumprelu"),
+            Self::Relu => f.write_str("standard"),
+        }
+    }
+}
+
 /// Weights and activation of an SAE, as later stages use it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sae {

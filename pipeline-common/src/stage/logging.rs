@@ -10,7 +10,11 @@ use std::{
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 /// Starts logging at `level`; other crates speak from `warn` on. `RUST_LOG` refines it.
@@ -26,14 +30,18 @@ pub fn init(level: LevelFilter, json: Option<&Path>) -> io::Result<()> {
     Ok(())
 }
 
+/// Messages for the JSON file alone: standard error shows them in a form of its own.
+pub const FILE_ONLY: &str = "pipeline_common::file_only";
+
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 fn human(level: LevelFilter) -> BoxedLayer {
     let layer = fmt::layer().with_writer(io::stderr).with_target(false);
+    let shown = filter_fn(|metadata| metadata.target() != FILE_ONLY).and(filter(level));
     if io::stderr().is_terminal() {
-        layer.without_time().with_filter(filter(level)).boxed()
+        layer.without_time().with_filter(shown).boxed()
     } else {
-        layer.with_ansi(false).with_filter(filter(level)).boxed()
+        layer.with_ansi(false).with_filter(shown).boxed()
     }
 }
 

@@ -75,6 +75,6 @@ fn report(failure: &Failure) {
     if let Some(hint) = &failure.hint {
         text += &format!("hint: {hint}\n");
     }
-    tracing::error!(target: "pipeline_common::file_only", "{text}");
+    tracing::error!(target: logging::FILE_ONLY, "{text}");
     let _closed_pipe = std::io::stderr().write_all(text.as_bytes());
 }

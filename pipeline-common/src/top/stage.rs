@@ -161,7 +161,7 @@ fn origin(input: &Input) -> Origin {
         ("hook", training.hook.clone()),
         ("dataset", capture.dataset.source.clone()),
         ("documents", thousands(capture.dataset.documents)),
-        ("SAE", format!("{:?}, d_in {}", input.sae.activation, input.sae.params.d_in)),
+        ("SAE", format!("{}, d_in {}", input.sae.activation, input.sae.params.d_in)),
         ("held-out FVU", format!("{:.4}", training.validation.fvu)),
         ("made by", concat!("slurm-sae-pipeline ", env!("CARGO_PKG_VERSION")).to_owned()),
     ];
