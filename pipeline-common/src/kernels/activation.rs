@@ -75,13 +75,27 @@ impl Activation {
 
     fn alone(self, x: &[f32], y: &mut [f32]) {
         match self {
-            Self::Silu => simd(|| each(x, y, |x| x / (1.0 + exp(-x)))),
-            Self::Gelu => simd(|| each(x, y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2)))),
+            Self::Silu => simd(
+                #[inline(always)]
+                || each(x, y, |x| x / (1.0 + exp(-x))),
+            ),
+            Self::Gelu => simd(
+                #[inline(always)]
+                || each(x, y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))),
+            ),
             // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
-            Self::GeluTanh => simd(|| {
-                each(x, y, |x| x / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x))))
-            }),
-            Self::Relu => simd(|| each(x, y, |x| if x < 0.0 { 0.0 } else { x })),
+            Self::GeluTanh => simd(
+                #[inline(always)]
+                || {
+                    each(x, y, |x| {
+                        x / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+                    })
+                },
+            ),
+            Self::Relu => simd(
+                #[inline(always)]
+                || each(x, y, |x| if x < 0.0 { 0.0 } else { x }),
+            ),
         }
     }
 

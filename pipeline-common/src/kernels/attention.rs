@@ -143,7 +143,10 @@ fn block(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>, out: &Output) {
     }
     for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
         let seen = if causal { task.queries.start - begin + i + 1 } else { keys };
-        simd(|| softmax(row, seen));
+        simd(
+            #[inline(always)]
+            || softmax(row, seen),
+        );
     }
     let p = Matrix::new(scores, queries, keys, keys, 1);
     let v = Matrix::new(&inputs.v[kv_at..], keys, d, kv_row, 1);

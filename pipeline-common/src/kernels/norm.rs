@@ -20,9 +20,12 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (Some(xs), Some(w)) = (view(x), view(weight)) else { return portable_rms(x, weight, eps) };
     let mut out = vec![0.0; xs.len()];
     let rows = ROWS * w.len();
-    out.par_chunks_mut(rows)
-        .zip(xs.par_chunks(rows))
-        .for_each(|(y, x)| simd(|| rms_rows(x, &w, eps as f32, y)));
+    out.par_chunks_mut(rows).zip(xs.par_chunks(rows)).for_each(|(y, x)| {
+        simd(
+            #[inline(always)]
+            || rms_rows(x, &w, eps as f32, y),
+        )
+    });
     tensor(out, x.shape())
 }
 
@@ -37,9 +40,12 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     };
     let mut out = vec![0.0; xs.len()];
     let rows = ROWS * w.len();
-    out.par_chunks_mut(rows)
-        .zip(xs.par_chunks(rows))
-        .for_each(|(y, x)| simd(|| layer_rows(x, &w, &b, eps as f32, y)));
+    out.par_chunks_mut(rows).zip(xs.par_chunks(rows)).for_each(|(y, x)| {
+        simd(
+            #[inline(always)]
+            || layer_rows(x, &w, &b, eps as f32, y),
+        )
+    });
     tensor(out, x.shape())
 }
 

@@ -27,7 +27,10 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         .for_each(|((y, x), (c, s))| {
             let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
             let angles = c.chunks_exact(half).zip(s.chunks_exact(half));
-            simd(|| rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)));
+            simd(
+                #[inline(always)]
+                || rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)),
+            );
         });
     tensor(out, x.shape())
 }

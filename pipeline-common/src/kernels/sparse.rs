@@ -119,12 +119,15 @@ impl ByLatent {
 /// `out[row] += Σ value · decoder[latent]`; `decoder` is `[d_sae, d_in]`, `out` is `[rows, d_in]`.
 pub fn decode_add(active: &SparseRows, decoder: &[f32], d_in: usize, out: &mut [f32]) {
     out.par_chunks_mut(d_in).enumerate().for_each(|(row, out)| {
-        simd(|| {
-            let (index, value) = active.row(row);
-            for (l, v) in index.iter().zip(value) {
-                axpy(*v, &decoder[*l as usize * d_in..][..d_in], out);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let (index, value) = active.row(row);
+                for (l, v) in index.iter().zip(value) {
+                    axpy(*v, &decoder[*l as usize * d_in..][..d_in], out);
+                }
+            },
+        );
     });
 }
 
@@ -140,11 +143,14 @@ pub fn entry_gradients(
     out.resize(active.value.len(), 0.0);
     out.par_chunks_mut(active.k.max(1)).zip(grad.par_chunks(d_in)).enumerate().for_each(
         |(row, (out, grad))| {
-            simd(|| {
-                for (slot, l) in active.row(row).0.iter().enumerate() {
-                    out[slot] = dot(grad, &decoder[*l as usize * d_in..][..d_in]);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (slot, l) in active.row(row).0.iter().enumerate() {
+                        out[slot] = dot(grad, &decoder[*l as usize * d_in..][..d_in]);
+                    }
+                },
+            );
         },
     );
 }

@@ -24,7 +24,10 @@ impl Candidates {
         if k == 0 {
             return 0;
         }
-        simd(|| self.scan(row, k, floor));
+        simd(
+            #[inline(always)]
+            || self.scan(row, k, floor),
+        );
         self.cut(k);
         self.0.sort_unstable_by_key(|(_, index)| *index);
         for (slot, (value, index)) in self.0.iter().enumerate() {

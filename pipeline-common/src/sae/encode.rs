@@ -84,12 +84,15 @@ impl Encoder<'_> {
             block.par_chunks_mut(d_sae).zip(slots).for_each_init(
                 Candidates::default,
                 |candidates, (row, slots)| {
-                    simd(|| {
-                        row.iter_mut().zip(self.b_enc).for_each(|(a, b)| *a += b);
-                        if let Some(norms) = self.norms {
-                            row.iter_mut().zip(norms).for_each(|(a, n)| *a *= n);
-                        }
-                    });
+                    simd(
+                        #[inline(always)]
+                        || {
+                            row.iter_mut().zip(self.b_enc).for_each(|(a, b)| *a += b);
+                            if let Some(norms) = self.norms {
+                                row.iter_mut().zip(norms).for_each(|(a, n)| *a *= n);
+                            }
+                        },
+                    );
                     keep(candidates, row, slots);
                 },
             );

@@ -79,7 +79,12 @@ impl Trainer {
     /// [`SaeError::Diverged`] when the gradient is not finite; the parameters are then unchanged.
     pub fn step(&mut self, rows: &mut [f32], rates: Rates) -> Result<Losses, SaeError> {
         let State { params, firing, .. } = &mut self.state;
-        rows.par_chunks_mut(params.d_in).for_each(|row| simd(|| axpy(-1.0, &params.b_dec, row)));
+        rows.par_chunks_mut(params.d_in).for_each(|row| {
+            simd(
+                #[inline(always)]
+                || axpy(-1.0, &params.b_dec, row),
+            )
+        });
         let batch = Batch { input: rows, threads: self.threads, sparsity: rates.sparsity };
         self.grads.clear();
         let losses = self.objective.accumulate(params, batch, firing, &mut self.grads);
@@ -105,16 +110,24 @@ impl Trainer {
 fn project(params: &Parameters, grads: &mut Parameters) {
     let d_in = params.d_in;
     grads.w_dec.par_chunks_mut(d_in).zip(params.w_dec.par_chunks(d_in)).for_each(|(grad, row)| {
-        simd(|| {
-            let along = dot(grad, row) / dot(row, row).max(f32::MIN_POSITIVE);
-            axpy(-along, row, grad);
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let along = dot(grad, row) / dot(row, row).max(f32::MIN_POSITIVE);
+                axpy(-along, row, grad);
+            },
+        );
     });
 }
 
 fn squared_norm(grads: &Parameters) -> f64 {
     // Fixed blocks, added in order.
-    let of_block = |block: &[f32]| f64::from(simd(|| dot(block, block)));
+    let of_block = |block: &[f32]| {
+        f64::from(simd(
+            #[inline(always)]
+            || dot(block, block),
+        ))
+    };
     let of_tensor =
         |t: &[f32]| t.par_chunks(4096).map(of_block).collect::<Vec<_>>().iter().sum::<f64>();
     grads.tensors().into_iter().map(of_tensor).sum()
@@ -128,12 +141,15 @@ fn update(state: &mut State, grads: &Parameters, adam: &AdamStep) {
         let chunks = param.par_chunks_mut(d_in).zip(grad.par_chunks(d_in));
         chunks.zip(m.par_chunks_mut(d_in).zip(v.par_chunks_mut(d_in))).for_each(
             |((param, grad), (m, v))| {
-                simd(|| {
-                    adam.update(param, grad, m, v);
-                    if unit {
-                        normalise(param);
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        adam.update(param, grad, m, v);
+                        if unit {
+                            normalise(param);
+                        }
+                    },
+                );
             },
         );
     };

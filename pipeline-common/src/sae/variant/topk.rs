@@ -183,12 +183,15 @@ impl TopK {
             .zip(&mut grads.b_enc)
             .enumerate()
             .for_each(|(latent, ((dec, enc), bias))| {
-                simd(|| {
-                    latent_gradients(&main, latent, dec, enc, bias);
-                    if let Some(revived) = &revived {
-                        latent_gradients(revived, latent, dec, enc, bias);
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        latent_gradients(&main, latent, dec, enc, bias);
+                        if let Some(revived) = &revived {
+                            latent_gradients(revived, latent, dec, enc, bias);
+                        }
+                    },
+                );
             });
     }
 }
