@@ -7,7 +7,7 @@ use clap::{CommandFactory, FromArgMatches};
 use super::{
     CommonArgs, Context, Failure, Result, StopFlag,
     config::{self, ConfigError},
-    logging,
+    logging, memory,
 };
 use crate::slurm::{SlurmEnv, threads};
 
@@ -35,6 +35,7 @@ pub trait Stage: CommandFactory + FromArgMatches {
 /// Runs a stage: configuration, logging, signals, work, one error message, exit code.
 pub fn main<S: Stage>() -> ExitCode {
     threads::apply();
+    memory::keep_freed();
     match start::<S>() {
         Ok(()) => ExitCode::SUCCESS,
         Err(ConfigError::Clap(error)) => {

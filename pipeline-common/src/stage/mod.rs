@@ -9,6 +9,7 @@ pub mod error;
 pub mod lock;
 pub mod logging;
 pub mod main;
+mod memory;
 pub mod progress;
 pub mod signals;
 pub mod store;
