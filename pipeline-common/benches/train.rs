@@ -1,0 +1,74 @@
+//! Rows a second of training steps, and of the kernels they are made of.
+//!
+//! `cargo bench -p pipeline-common --bench train`; one element is one row (one token).
+#![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pipeline_common::{
+    kernels::{
+        adam::AdamConfig,
+        product::{Matrix, Write, product},
+        topk::Candidates,
+    },
+    sae::{
+        init::initialise,
+        random::{Normal, Purpose},
+        trainer::{Rates, State, Trainer},
+        variant::topk::{Aux, AuxForm, TopK},
+    },
+    slurm::threads,
+};
+
+/// d_in, d_sae, k, rows a step.
+const SHAPES: [(usize, usize, usize, usize); 2] = [(576, 4608, 32, 4096), (128, 1024, 8, 2048)];
+
+fn rows(n: usize, d_in: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; n * d_in];
+    Normal::new(1, Purpose::Decoder).fill(&mut rows);
+    let scale = 1.0 / (d_in as f32).sqrt();
+    rows.iter_mut().for_each(|x| *x *= scale);
+    rows
+}
+
+fn topk_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("topk_step");
+    group.sample_size(10);
+    for (d_in, d_sae, k, batch) in SHAPES {
+        let x = rows(batch, d_in);
+        let aux = Aux { coefficient: 1.0 / 32.0, k: d_in / 2, form: AuxForm::Normalised };
+        let state = State::new(initialise(&x, d_in, d_sae, 0, None), u64::MAX);
+        let adam = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let objective = Box::new(TopK::new(k, aux, false));
+        let mut trainer = Trainer::new(state, objective, adam, threads::count());
+        let rates = Rates { lr: 1e-4, sparsity: 1.0 };
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_function(format!("{d_in}x{d_sae}_k{k}_batch{batch}"), |b| {
+            let step = |mut x: Vec<f32>| trainer.step(&mut x, rates).unwrap();
+            b.iter_batched(|| x.clone(), step, BatchSize::LargeInput);
+        });
+    }
+}
+
+fn kernels(c: &mut Criterion) {
+    let mut group = c.benchmark_group("kernels");
+    group.sample_size(10);
+    let (d_in, d_sae, k, batch) = SHAPES[0];
+    let (x, w) = (rows(batch, d_in), rows(d_sae, d_in));
+    let mut pre = vec![0.0; batch * d_sae];
+    group.throughput(Throughput::Elements(batch as u64));
+    group.bench_function("encoder_product", |b| {
+        let (x, w) = (Matrix::new(&x, batch, d_in), Matrix::new(&w, d_sae, d_in).t());
+        b.iter(|| product(x, w, &mut pre, Write::Replace, threads::count()));
+    });
+    group.bench_function("top_k_one_thread", |b| {
+        let mut candidates = Candidates::default();
+        b.iter(|| {
+            pre.chunks_exact(d_sae)
+                .map(|row| candidates.top_k(row, k, 0.0, |_, _, _| ()))
+                .sum::<usize>()
+        });
+    });
+}
+
+criterion_group!(benches, topk_step, kernels);
+criterion_main!(benches);
