@@ -57,11 +57,6 @@ impl Parameters {
         [&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec, &mut self.threshold]
     }
 
-    /// A latent's decoder row.
-    pub fn decoder_row(&self, latent: usize) -> &[f32] {
-        &self.w_dec[latent * self.d_in..(latent + 1) * self.d_in]
-    }
-
     /// Euclidean norm of every decoder row, `[d_sae]`.
     pub fn decoder_norms(&self) -> Vec<f32> {
         self.w_dec.chunks_exact(self.d_in).map(norm).collect()

@@ -92,6 +92,26 @@ pub struct TrainingMeta {
     pub config: ResolvedConfig,
 }
 
+impl TrainingMeta {
+    /// Reads the file of a run that must be complete.
+    ///
+    /// # Errors
+    /// An input failure if it is missing or not one.
+    pub fn read(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join("meta.json");
+        let bytes = match fs_err::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let what = format!("training run `{}` is not complete", run_dir.display());
+                return Err(Failure::input(what)
+                    .hint("run 02_train_sae again until it exits with 0, or set SAE_RUN_ID"));
+            }
+            other => other?,
+        };
+        Ok(serde_json::from_slice(&bytes)
+            .map_err(|e| SaeError::Format { path, reason: e.to_string() })?)
+    }
+}
+
 /// What a training run was begun with, in `config.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
@@ -457,18 +477,4 @@ fn first_held_out(set: &ShardSet, shard: usize, share: f64) -> Result<usize> {
     }
     let keep = starts.len() - ((starts.len() as f64 * share).round() as usize).min(starts.len());
     Ok(starts.get(keep).copied().unwrap_or(tokens.rows()))
-}
-
-/// Reads a training run's `meta.json`.
-///
-/// # Errors
-/// An input failure if it is missing or not one.
-pub fn read_meta(run_dir: &Path) -> Result<TrainingMeta> {
-    let path = run_dir.join("meta.json");
-    let bytes = fs_err::read(&path).map_err(|e| {
-        Failure::input(e.to_string())
-            .hint("run 02_train_sae again until it exits with 0, or set SAE_RUN_ID")
-    })?;
-    let bad = |e: serde_json::Error| SaeError::Format { path, reason: e.to_string() };
-    Ok(serde_json::from_slice(&bytes).map_err(bad)?)
 }

@@ -99,11 +99,6 @@ impl Trainer {
         update(&mut self.state, &self.grads, &adam);
         Ok(losses)
     }
-
-    /// The gradients of the last step, after projection.
-    pub fn gradients(&self) -> &Parameters {
-        &self.grads
-    }
 }
 
 /// Removes the decoder gradient's component along each latent's row.

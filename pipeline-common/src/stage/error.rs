@@ -3,7 +3,7 @@
 //! Modules define `thiserror` enums and implement [`Classify`] for them; `?` in a stage turns any
 //! of them into a [`Failure`], which [`super::main()`] prints once.
 
-use std::{io, path::Path};
+use std::io;
 
 use crate::slurm::SlurmError;
 
@@ -163,15 +163,4 @@ impl Failure {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, hint: None, source: anyhow::Error::msg(message.into()) }
     }
-}
-
-/// Checks that a path the user named exists.
-///
-/// # Errors
-/// A usage failure that names the variable and the path.
-pub fn must_exist(path: &Path, variable: &str) -> Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
-    Err(Failure::usage(format!("{variable} names `{}`, which does not exist", path.display())))
 }

@@ -44,7 +44,7 @@ impl Input {
         context: &Context,
     ) -> Result<Self> {
         let (run_id, store_run) = store.find(training, Pointer::Training)?;
-        let training = read_training(&run_id, &store_run)?;
+        let training = TrainingMeta::read(&store_run)?;
         let history = read_history(&store_run)?;
         let wanted = capture.unwrap_or(&training.capture_run_id);
         let (_, capture_dir) = store.find(Some(wanted), Pointer::Capture)?;
@@ -104,19 +104,6 @@ impl Input {
         each.for_each(|(out, row)| self.set.row(*row).convert_to_f32_slice(out));
         self.sae.encode(&input, self.threads)
     }
-}
-
-fn read_training(run_id: &str, dir: &Path) -> Result<TrainingMeta> {
-    let path = dir.join("meta.json");
-    let bytes = match fs_err::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Failure::input(format!("training run `{run_id}` is not complete"))
-                .hint("run 02_train_sae again until it exits with 0"));
-        }
-        other => other?,
-    };
-    Ok(serde_json::from_slice(&bytes)
-        .map_err(|e| SaeError::Format { path, reason: e.to_string() })?)
 }
 
 fn read_history(dir: &Path) -> Result<Vec<Record>> {
