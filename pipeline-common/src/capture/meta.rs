@@ -6,13 +6,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stage::{Failure, ResolvedConfig, Result, atomic};
+use crate::stage::{
+    Failure, ResolvedConfig, Result, atomic,
+    meta::{self, META},
+};
 
 /// Version of this file; readers refuse newer ones.
 pub const SCHEMA: u32 = 1;
-
-/// The file's name.
-pub const META: &str = "meta.json";
 
 /// What a capture run says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,25 +108,9 @@ impl CaptureMeta {
     /// Reads a run's file; `None` where there is none.
     ///
     /// # Errors
-    /// An input failure for a file that is not one, or of a newer schema.
+    /// As [`meta::read`].
     pub fn read(run_dir: &Path) -> Result<Option<Self>> {
-        let path = run_dir.join(META);
-        let bytes = match fs_err::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let bad = |what: String| Failure::input(format!("`{}`: {what}", path.display()));
-        let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-        match value["schema"].as_u64() {
-            Some(n) if n <= u64::from(SCHEMA) => {}
-            found => {
-                let found = found.map_or_else(|| "missing".to_owned(), |n| n.to_string());
-                return Err(bad(format!("schema is {found}, this program knows up to {SCHEMA}"))
-                    .hint("use the version of the pipeline that wrote the run, or a later one"));
-            }
-        }
-        Ok(Some(serde_json::from_value(value).map_err(|e| bad(e.to_string()))?))
+        meta::read(run_dir, SCHEMA, "a capture run")
     }
 
     /// Reads the file of a run that must be complete.

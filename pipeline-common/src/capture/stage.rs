@@ -208,6 +208,10 @@ impl SaveActivations {
         let hub = Hub::new(&self.hub);
         let snapshot = hub.model_dir(&self.model.model_id, &self.model.revision, weights)?;
         let info = ModelInfo::from_dir(&snapshot.dir)?;
+        // A check of a model on the hub does not fetch its weights.
+        if weights || snapshot.commit.is_none() {
+            model::headers(&snapshot.dir)?;
+        }
         let hooks = self.hooks.resolve(&info, context.config.given("layer_num"))?;
         let tokenizer = Tokenizer::load(&snapshot.dir)?;
         check_vocabulary(&tokenizer, info.vocab_size)?;
@@ -234,7 +238,7 @@ impl SaveActivations {
             totals: None,
         };
         meta.run_id = self.common.run_id.clone().unwrap_or_else(|| meta.default_name());
-        let run_dir = store.run_dir(&meta.run_id)?;
+        let run_dir = store.run_dir(&meta.run_id, Pointer::Capture)?;
         Ok(Job { store, meta, run_dir, snapshot, info, hooks, tokenizer, dataset, share })
     }
 
@@ -246,7 +250,7 @@ impl SaveActivations {
             job.meta.write(&job.run_dir)?;
             return Ok(None);
         };
-        context.config.must_match(&stored.config, &stored.run_id)?;
+        context.config.must_match(&stored.config, &stored.run_id, "RUN_ID")?;
         job.meta.must_match(&stored)?;
         Ok(stored.totals.is_some().then_some(stored))
     }

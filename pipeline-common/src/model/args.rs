@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::{Hook, ModelError, ModelInfo, Point};
+use crate::stage::config::List;
 
 /// Options that choose hooks.
 #[derive(Args, Clone, Debug)]
@@ -11,14 +12,14 @@ pub struct HookArgs {
     /// Layer to read, from 0; if it is not given and the model is shallower, the middle layer
     #[arg(long, env, value_name = "N", default_value_t = 16)]
     pub layer_num: usize,
-    /// Layers to read, separated by commas; wins over LAYER_NUM
-    #[arg(long, env, value_name = "N,..", value_delimiter = ',')]
-    pub layers: Vec<usize>,
-    /// Hooks to read, separated by commas: resid_pre, resid_mid, resid_post, attn_out, mlp_out,
+    /// Layers to read, separated by commas or blanks; wins over LAYER_NUM
+    #[arg(long, env, value_name = "N,..")]
+    pub layers: Vec<List<usize>>,
+    /// Hooks to read, separated by commas or blanks: resid_pre, resid_mid, resid_post, attn_out, mlp_out,
     /// mlp_in or mlp_act for each layer, or full names that carry their own layer
     /// [default: resid_mid; resid_post for encoders]
-    #[arg(long, env, value_name = "NAME,..", value_delimiter = ',')]
-    pub hook: Vec<String>,
+    #[arg(long, env, value_name = "NAME,..")]
+    pub hook: Vec<List<String>>,
 }
 
 impl HookArgs {
@@ -31,10 +32,13 @@ impl HookArgs {
     /// [`ModelError::UnknownHook`] and [`ModelError::NoSuchLayer`], both with what exists.
     pub fn resolve(&self, info: &ModelInfo, layer_given: bool) -> Result<Vec<Hook>, ModelError> {
         let layers = self.chosen_layers(info, layer_given);
-        let default = [default_hook(info).to_owned()];
-        let names = if self.hook.is_empty() { &default[..] } else { &self.hook };
+        let mut names: Vec<&str> =
+            self.hook.iter().flat_map(|l| &l.0).map(String::as_str).collect();
+        if names.is_empty() {
+            names.push(default_hook(info));
+        }
         let mut hooks = Vec::new();
-        for name in names.iter().map(|n| n.trim()) {
+        for name in names {
             if Point::ALIASES.iter().any(|(alias, _)| *alias == name) {
                 for layer in &layers {
                     hooks.push(Hook::alias(name, *layer, info)?);
@@ -52,7 +56,7 @@ impl HookArgs {
 
     fn chosen_layers(&self, info: &ModelInfo, layer_given: bool) -> Vec<usize> {
         if !self.layers.is_empty() {
-            return self.layers.clone();
+            return self.layers.iter().flat_map(|list| list.0.clone()).collect();
         }
         if layer_given || self.layer_num < info.n_layers {
             return vec![self.layer_num];
@@ -80,8 +84,9 @@ mod tests {
     use crate::stage::Classify;
 
     fn args(layers: &[usize], hooks: &[&str]) -> HookArgs {
-        let hook = hooks.iter().map(|h| (*h).to_owned()).collect();
-        HookArgs { layer_num: 16, layers: layers.to_vec(), hook }
+        let layers = layers.iter().map(|n| List(vec![*n])).collect();
+        let hook = hooks.iter().map(|h| List(vec![(*h).to_owned()])).collect();
+        HookArgs { layer_num: 16, layers, hook }
     }
 
     fn at(layer: usize, point: Point) -> Hook {

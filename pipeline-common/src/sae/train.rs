@@ -29,6 +29,7 @@ use crate::{
     stage::{
         CommonArgs, Context, Failure, ResolvedConfig, Result, Stage, atomic,
         lock::Lock,
+        meta,
         progress::{bytes, thousands},
         store::{Pointer, Store},
     },
@@ -93,22 +94,23 @@ pub struct TrainingMeta {
 }
 
 impl TrainingMeta {
+    /// Reads a run's file; `None` where there is none, that is, before the training is complete.
+    ///
+    /// # Errors
+    /// As [`meta::read`].
+    pub fn read(run_dir: &Path) -> Result<Option<Self>> {
+        meta::read(run_dir, SCHEMA, "a training run")
+    }
+
     /// Reads the file of a run that must be complete.
     ///
     /// # Errors
-    /// An input failure if it is missing or not one.
-    pub fn read(run_dir: &Path) -> Result<Self> {
-        let path = run_dir.join("meta.json");
-        let bytes = match fs_err::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let what = format!("training run `{}` is not complete", run_dir.display());
-                return Err(Failure::input(what)
-                    .hint("run 02_train_sae again until it exits with 0, or set SAE_RUN_ID"));
-            }
-            other => other?,
-        };
-        Ok(serde_json::from_slice(&bytes)
-            .map_err(|e| SaeError::Format { path, reason: e.to_string() })?)
+    /// An input failure if it is missing; as [`meta::read`].
+    pub fn read_complete(run_dir: &Path) -> Result<Self> {
+        Self::read(run_dir)?.ok_or_else(|| {
+            Failure::input(format!("training run `{}` is not complete", run_dir.display()))
+                .hint("run 02_train_sae again until it exits with 0, or set SAE_RUN_ID")
+        })
     }
 }
 
@@ -176,14 +178,16 @@ impl Stage for TrainSae {
 
     fn run(&self, context: &Context) -> Result<()> {
         let job = self.open(context)?;
-        if job.run_dir.join("meta.json").exists() {
-            tracing::info!("training run `{}` is complete already", job.run_id);
-            return job.store.publish(Pointer::Training, &job.run_id);
-        }
+        // Before anything is written there: SAE_RUN_ID may name a capture.
+        let done = TrainingMeta::read(&job.run_dir)?;
         fs_err::create_dir_all(&job.run_dir)?;
         let _lock =
             Lock::take(&job.run_dir.join("train.lock"), &format!("training run `{}`", job.run_id))?;
         self.claim(context, &job)?;
+        if done.is_some() {
+            tracing::info!("training run `{}` is complete already", job.run_id);
+            return job.store.publish(Pointer::Training, &job.run_id);
+        }
         let mut session = self.session(context, &job)?;
         session.train(context)?;
         self.finish(context, session)
@@ -216,7 +220,7 @@ impl TrainSae {
                 format!("{capture_id} {} {:?}", hook.name, context.config.scientific().values());
             format!("sae-{}-{}", hook.directory, &blake3::hash(values.as_bytes()).to_hex()[..8])
         });
-        let run_dir = store.run_dir(&run_id)?;
+        let run_dir = store.run_dir(&run_id, Pointer::Training)?;
         let scale = (1.0 / rms) as f32;
         Ok(Job { capture, hook, set, train, held_out, plan, scale, run_id, run_dir, store })
     }
@@ -247,7 +251,7 @@ impl TrainSae {
                 stored.capture_run_id
             )));
         }
-        context.config.must_match(&stored.config, &job.run_id)
+        context.config.must_match(&stored.config, &job.run_id, "SAE_RUN_ID")
     }
 
     fn session<'a>(&self, context: &Context, job: &'a Job) -> Result<Session<'a>> {

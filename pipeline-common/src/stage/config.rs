@@ -33,7 +33,6 @@ pub const VARIABLES: &[&str] = &[
     "DEVICE",
     "DTYPE",
     "EPOCHS",
-    "EXAMPLES",
     "HF_DATASET",
     "HF_ENDPOINT",
     "HF_HOME",
@@ -176,17 +175,17 @@ impl ResolvedConfig {
         self.0.iter().map(|(k, v)| (k.as_str(), v.value.as_deref())).collect()
     }
 
-    /// Refuses to go on with a run that was begun with other scientific values.
+    /// Refuses to go on with a run that was begun with other values than these; `stored` holds those
+    /// that must be repeated, `variable` is what names the run.
     ///
     /// # Errors
     /// A usage failure that names each differing setting, what the run has and what was given.
-    pub fn must_match(&self, stored: &Self, run: &str) -> Result<()> {
-        let mine = self.scientific();
-        let differing: Vec<String> = mine
+    pub fn must_match(&self, stored: &Self, run: &str, variable: &str) -> Result<()> {
+        let differing: Vec<String> = stored
             .0
             .iter()
-            .filter_map(|(key, now)| {
-                let before = stored.0.get(key)?;
+            .filter_map(|(key, before)| {
+                let now = self.0.get(key)?;
                 let show = |v: &Option<String>| v.clone().unwrap_or_else(|| "unset".into());
                 (before.value != now.value).then(|| {
                     format!(
@@ -205,7 +204,7 @@ impl ResolvedConfig {
             "run `{run}` was begun with other settings: {}",
             differing.join("; ")
         ))
-        .hint("repeat the run's settings, or give RUN_ID a new name"))
+        .hint(format!("repeat the run's settings, or give {variable} a new name")))
     }
 
     /// An aligned table of every setting, its value and its origin.
@@ -240,26 +239,29 @@ impl From<Failure> for ConfigError {
 /// Resolves a stage's configuration from `argv`, the environment and the YAML file.
 ///
 /// # Errors
-/// Usage errors of clap; unknown YAML keys; variables one letter away from a known one.
+/// Usage errors of clap; unknown YAML keys.
 pub fn load<S: Stage>(
     argv: Vec<OsString>,
 ) -> std::result::Result<(S, ResolvedConfig), ConfigError> {
     let argv = dashes(argv);
     let clap_error = |e: clap::Error| ConfigError::Clap(Box::new(e));
     let mut command = forget_empty_variables(S::command());
-    check_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     let ids: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
     let mut yaml_keys = Vec::new();
     let path = config_path(&command, &argv);
     if let Some(path) = &path {
         for (key, values) in read_sections(path, S::SECTION, &ids)? {
             yaml_keys.push(key.clone());
-            command = command.mut_arg(key, |a| a.required(false).default_values(values));
+            let secret = SECRETS.contains(&key.as_str());
+            command = command.mut_arg(key, |a| {
+                a.required(false).default_values(values).hide_default_value(secret)
+            });
         }
     }
-    let blame = |e: clap::Error| clap_error(blame_yaml(e, path.as_deref(), &yaml_keys));
+    let yaml = path.as_deref().map(|path| (path, &yaml_keys[..]));
+    let blame = |e: clap::Error| clap_error(blame_origin(e, &argv, yaml));
     let matches = command.clone().try_get_matches_from(&argv).map_err(blame)?;
-    let config = origins(&matches, &ids, &yaml_keys, path.as_deref());
+    let config = origins(&matches, &command, yaml);
     let stage = S::from_arg_matches(&matches).map_err(|e| clap_error(e.format(&mut command)))?;
     Ok((stage, config))
 }
@@ -293,8 +295,11 @@ fn forget_empty_variables(command: Command) -> Command {
 /// Reports variables that look like a misspelt one: one letter off is an error, since a job that
 /// ignores `TOPK` trains the wrong thing for hours; two letters off may be somebody else's
 /// variable, so it is a warning.
-fn check_variables(names: impl Iterator<Item = String>) -> Result<()> {
-    for name in names {
+///
+/// # Errors
+/// A usage failure that names the variable and the one that is meant.
+pub fn check_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<()> {
+    for name in variables.filter_map(|(name, _)| name.into_string().ok()) {
         let Some((known, distance)) = nearest(&name, VARIABLES) else { continue };
         if VARIABLES.contains(&name.as_str()) {
             continue;
@@ -303,7 +308,7 @@ fn check_variables(names: impl Iterator<Item = String>) -> Result<()> {
         if distance == 1 {
             return Err(Failure::usage(said).hint(format!("rename it, or `unset {name}`")));
         }
-        tracing::warn!("{said} It is ignored");
+        tracing::warn!("{said} It is ignored.");
     }
     Ok(())
 }
@@ -339,14 +344,20 @@ fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(Stri
         return Err(named(format!("unknown section `{unknown}`{}", suggest(unknown, SECTIONS))));
     }
     let known: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let keys: Vec<String> = VARIABLES.iter().map(|v| v.to_lowercase()).collect();
+    let shared: Vec<&str> = keys.iter().map(String::as_str).collect();
     let mut found = BTreeMap::new();
     for name in ["common", section] {
         for (key, value) in root.get(name).cloned().flatten().unwrap_or_default() {
             if !known.contains(&key.as_str()) {
-                if name == "common" && VARIABLES.contains(&key.to_uppercase().as_str()) {
+                if name == "common" && shared.contains(&key.as_str()) {
                     continue;
                 }
-                return Err(named(format!("unknown key `{name}.{key}`{}", suggest(&key, &known))));
+                let candidates = if name == "common" { &shared } else { &known };
+                return Err(named(format!(
+                    "unknown key `{name}.{key}`{}",
+                    suggest(&key, candidates)
+                )));
             }
             match yaml_values(&value) {
                 Some(values) => found.insert(key, values),
@@ -383,41 +394,81 @@ fn yaml_values(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// clap names the flag of a bad default; the user wrote it in a file.
-fn blame_yaml(mut error: clap::Error, path: Option<&Path>, yaml_keys: &[String]) -> clap::Error {
+/// clap names the flag of a bad value; the user may have written it elsewhere.
+fn blame_origin(
+    mut error: clap::Error,
+    argv: &[OsString],
+    yaml: Option<(&Path, &[String])>,
+) -> clap::Error {
     use clap::error::{ContextKind, ContextValue};
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
-    let key =
-        arg.trim_start_matches('-').split([' ', '=', '[']).next().unwrap_or("").replace('-', "_");
-    if let (Some(path), true) = (path, yaml_keys.contains(&key)) {
-        let arg = format!("{arg}' (key `{key}` of `{}`)", path.display());
-        error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
-    }
+    let flag = arg.split([' ', '=', '[']).next().unwrap_or("");
+    let key = flag.trim_start_matches('-').replace('-', "_");
+    let on_command_line = argv
+        .iter()
+        .filter_map(|a| a.to_str())
+        .any(|a| a.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')));
+    let variable = key.to_uppercase();
+    let place = if on_command_line {
+        return error;
+    } else if std::env::var_os(&variable).is_some_and(|v| !v.is_empty()) {
+        format!("environment variable {variable}")
+    } else if let Some((path, _)) = yaml.filter(|(_, keys)| keys.contains(&key)) {
+        format!("key `{key}` of `{}`", path.display())
+    } else {
+        return error;
+    };
+    let arg = format!("{arg} ({place})");
+    error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
     error
 }
 
 fn origins(
     matches: &ArgMatches,
-    ids: &[String],
-    yaml: &[String],
-    path: Option<&Path>,
+    command: &Command,
+    yaml: Option<(&Path, &[String])>,
 ) -> ResolvedConfig {
-    let setting = |id: &String| {
-        let origin = match matches.value_source(id) {
-            Some(ValueSource::CommandLine) => "command line".to_owned(),
-            Some(ValueSource::EnvVariable) => "environment".to_owned(),
-            _ if yaml.contains(id) => path.map_or_else(String::new, |p| p.display().to_string()),
+    let setting = |arg: &clap::Arg| {
+        let id = arg.get_id().as_str();
+        let from_yaml = yaml.filter(|(_, keys)| keys.iter().any(|key| key == id));
+        let origin = match (matches.value_source(id), from_yaml) {
+            (Some(ValueSource::CommandLine), _) => "command line".to_owned(),
+            (Some(ValueSource::EnvVariable), _) => "environment".to_owned(),
+            (_, Some((path, _))) => path.display().to_string(),
             _ => "default".to_owned(),
         };
-        let value =
-            matches.try_get_raw(id).ok().flatten().map(|raw| {
-                raw.map(|v| v.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-            });
-        let value =
-            if SECRETS.contains(&id.as_str()) { value.map(|_| "***".into()) } else { value };
-        Setting { value, origin }
+        let raw = matches.try_get_raw(id).ok().flatten();
+        let value = raw.map(|raw| raw.map(|v| v.to_string_lossy()).collect::<Vec<_>>().join(" "));
+        let value = if SECRETS.contains(&id) {
+            value.map(|_| "***".into())
+        } else if matches!(arg.get_action(), clap::ArgAction::Append) {
+            // However a list is written, equal lists are equal settings.
+            value.map(|list| list_items(&list).collect::<Vec<_>>().join(" "))
+        } else {
+            value
+        };
+        (id.to_owned(), Setting { value, origin })
     };
-    ResolvedConfig(ids.iter().map(|id| (id.clone(), setting(id))).collect())
+    ResolvedConfig(command.get_arguments().map(setting).collect())
+}
+
+/// The items of a list: commas and blanks separate them.
+fn list_items(text: &str) -> impl Iterator<Item = &str> {
+    text.split([',', ' ', '\t', '\n']).filter(|item| !item.is_empty())
+}
+
+/// A list within one value, as in `LAYERS="0 2"` or `LAYERS=0,2`; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: std::str::FromStr<Err: std::fmt::Display>> std::str::FromStr for List<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let item = |item: &str| item.parse().map_err(|e| format!("`{item}`: {e}"));
+        let items = list_items(text).map(item).collect::<std::result::Result<Vec<T>, _>>()?;
+        if items.is_empty() { Err("the list is empty".to_owned()) } else { Ok(Self(items)) }
+    }
 }
 
 #[cfg(test)]
@@ -426,7 +477,7 @@ mod tests {
 
     #[test]
     fn one_letter_off_is_an_error_and_two_are_not() {
-        let check = |name: &str| check_variables(std::iter::once(name.to_owned()));
+        let check = |name: &str| check_variables(std::iter::once((name.into(), "".into())));
         for typo in ["TOPK", "LAYER_NUMB", "MODLE_ID", "BATCH_SIZE_TRIAN", "EPOCH"] {
             let failure = check(typo).unwrap_err();
             assert_eq!(failure.kind, super::super::Kind::Usage);

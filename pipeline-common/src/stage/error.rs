@@ -55,6 +55,7 @@ pub fn io_kind(error: &io::Error) -> Kind {
         | E::ReadOnlyFilesystem
         | E::OutOfMemory
         | E::NotADirectory
+        | E::AlreadyExists
         | E::FileTooLarge => Kind::Unavailable,
         E::UnexpectedEof | E::InvalidData | E::NotFound | E::IsADirectory => Kind::Input,
         _ => Kind::Unexpected,

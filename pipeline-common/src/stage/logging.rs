@@ -17,13 +17,20 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use super::{Failure, Result};
+
 /// Starts logging at `level`; other crates speak from `warn` on. `RUST_LOG` refines it.
 ///
 /// # Errors
 /// When the JSON file cannot be opened.
-pub fn init(level: LevelFilter, json: Option<&Path>) -> io::Result<()> {
+pub fn init(level: LevelFilter, json: Option<&Path>) -> Result<()> {
+    let failed = |e: io::Error| {
+        Failure::from(e)
+            .context("LOG_JSON cannot be opened")
+            .hint("set LOG_JSON to a file in a directory that you can write to")
+    };
     let layers = match json {
-        Some(path) => vec![human(level), json_lines(level, path)?],
+        Some(path) => vec![human(level), json_lines(level, path).map_err(failed)?],
         None => vec![human(level)],
     };
     tracing_subscriber::registry().with(layers).init();

@@ -54,7 +54,8 @@ fn start<S: Stage>() -> std::result::Result<(), ConfigError> {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let (stage, config) = config::load::<S>(argv)?;
     let common = stage.common();
-    logging::init(common.log_level, common.log_json.as_deref()).map_err(Failure::from)?;
+    logging::init(common.log_level, common.log_json.as_deref())?;
+    config::check_variables(std::env::vars_os())?;
     let slurm = SlurmEnv::read().map_err(Failure::from)?;
     let context = Context { stop, config, slurm, threads: threads::count() };
     if common.print_config {

@@ -10,6 +10,7 @@ pub mod lock;
 pub mod logging;
 pub mod main;
 mod memory;
+pub mod meta;
 pub mod progress;
 pub mod signals;
 pub mod store;

@@ -60,11 +60,11 @@ impl Store {
     ///
     /// # Errors
     /// A usage failure for a name that is not a plain file name.
-    pub fn run_dir(&self, run_id: &str) -> Result<PathBuf> {
+    pub fn run_dir(&self, run_id: &str, kind: Pointer) -> Result<PathBuf> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+=".contains(c);
         if run_id.is_empty() || run_id.starts_with('.') || !run_id.chars().all(plain) {
-            return Err(Failure::usage(format!("RUN_ID `{run_id}` is not a name for a directory"))
-                .hint("use letters, digits, dot, dash and underscore"));
+            let what = format!("{} `{run_id}` is not a name for a directory", kind.variable());
+            return Err(Failure::usage(what).hint("use letters, digits, dot, dash and underscore"));
         }
         Ok(self.root.join("runs").join(run_id))
     }
@@ -76,7 +76,7 @@ impl Store {
     /// run that is missing; both list the runs there are.
     pub fn find(&self, explicit: Option<&str>, pointer: Pointer) -> Result<(String, PathBuf)> {
         if let Some(id) = explicit {
-            let dir = self.run_dir(id)?;
+            let dir = self.run_dir(id, pointer)?;
             return if dir.is_dir() {
                 Ok((id.to_owned(), dir))
             } else {
@@ -105,8 +105,9 @@ impl Store {
             Err(e) => return Err(e.into()),
         };
         let id = text.trim().to_owned();
-        let dir =
-            self.run_dir(&id).map_err(|f| f.context(format!("reading `{}`", file.display())))?;
+        let dir = self
+            .run_dir(&id, pointer)
+            .map_err(|f| f.context(format!("reading `{}`", file.display())))?;
         if !dir.is_dir() {
             let what = format!(
                 "`{}` names run `{id}`, but `{}` does not exist",
@@ -151,8 +152,8 @@ mod tests {
     fn an_explicit_run_wins_and_a_missing_one_lists_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        fs::create_dir_all(store.run_dir("a").unwrap()).unwrap();
-        fs::create_dir_all(store.run_dir("b").unwrap()).unwrap();
+        fs::create_dir_all(store.run_dir("a", Pointer::Capture).unwrap()).unwrap();
+        fs::create_dir_all(store.run_dir("b", Pointer::Capture).unwrap()).unwrap();
         store.publish(Pointer::Capture, "a").unwrap();
         assert_eq!(store.find(None, Pointer::Capture).unwrap().0, "a");
         assert_eq!(store.find(Some("b"), Pointer::Capture).unwrap().0, "b");
@@ -176,7 +177,7 @@ mod tests {
     fn names_that_leave_the_store_are_refused() {
         let store = Store::new("/s");
         for bad in ["", "..", "a/b", "/x", ".hidden", "a b"] {
-            assert!(store.run_dir(bad).is_err(), "{bad}");
+            assert!(store.run_dir(bad, Pointer::Training).is_err(), "{bad}");
         }
     }
 }

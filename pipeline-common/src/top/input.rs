@@ -44,7 +44,7 @@ impl Input {
         context: &Context,
     ) -> Result<Self> {
         let (run_id, store_run) = store.find(training, Pointer::Training)?;
-        let training = TrainingMeta::read(&store_run)?;
+        let training = TrainingMeta::read_complete(&store_run)?;
         let history = read_history(&store_run)?;
         let wanted = capture.unwrap_or(&training.capture_run_id);
         let (_, capture_dir) = store.find(Some(wanted), Pointer::Capture)?;
