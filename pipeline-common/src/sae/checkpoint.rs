@@ -57,7 +57,8 @@ impl Checkpoints {
     /// The latest state, verified; `None` where there is none.
     ///
     /// # Errors
-    /// [`SaeError::Format`] if the file differs from what was committed or from `shape`.
+    /// [`SaeError::Checkpoint`] if the file differs from what was committed; [`SaeError::Shape`] if
+    /// it is not of `shape`.
     pub fn load(&self, shape: &Parameters, dead_after: u64) -> Result<Option<State>, SaeError> {
         let latest = self.dir.join("latest.json");
         let text = match fs_err::read(&latest) {
@@ -71,10 +72,7 @@ impl Checkpoints {
         let map = format::map(&path)?;
         let found = blake3::Hasher::new().update_rayon(&map).finalize().to_hex().to_string();
         if found != latest.blake3 {
-            return Err(bad(
-                &path,
-                format!("corrupt checkpoint: blake3 is {found}, expected {}", latest.blake3),
-            ));
+            return Err(SaeError::Checkpoint { path, expected: latest.blake3, found });
         }
         let file = SafeTensors::deserialize(&map).map_err(|e| bad(&path, e.to_string()))?;
         let mut state = State::new(shape.zeros_like(), dead_after);
@@ -206,6 +204,6 @@ mod tests {
         bytes[last] ^= 1;
         fs_err::write(&path, bytes).unwrap();
         let shape = Parameters::zeros(3, 5, true);
-        assert!(matches!(checkpoints.load(&shape, 10), Err(SaeError::Format { .. })));
+        assert!(matches!(checkpoints.load(&shape, 10), Err(SaeError::Checkpoint { .. })));
     }
 }

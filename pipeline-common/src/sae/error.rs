@@ -21,6 +21,16 @@ pub enum SaeError {
         /// What is wrong.
         reason: String,
     },
+    /// A checkpoint's bytes differ from those that were committed.
+    #[error("checkpoint `{path}` is corrupt: blake3 is {found}, expected {expected}")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// Digest in `latest.json`.
+        expected: String,
+        /// Digest of the file.
+        found: String,
+    },
     /// A tensor has another shape than the configuration says.
     #[error("`{path}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
     Shape {
@@ -47,7 +57,7 @@ impl Classify for SaeError {
     fn kind(&self) -> Kind {
         match self {
             Self::Io(e) => io_kind(e),
-            Self::Format { .. } | Self::Shape { .. } => Kind::Input,
+            Self::Format { .. } | Self::Checkpoint { .. } | Self::Shape { .. } => Kind::Input,
             Self::Diverged { .. } => Kind::Unexpected,
         }
     }
@@ -55,6 +65,10 @@ impl Classify for SaeError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Io(e) => io_hint(e),
+            Self::Checkpoint { .. } => Some(
+                "remove the run's checkpoints/ to train it from the start, or restore the file"
+                    .into(),
+            ),
             Self::Diverged { .. } => Some(
                 "lower LR, or lengthen WARMUP; the last checkpoint is in the run's checkpoints/"
                     .into(),

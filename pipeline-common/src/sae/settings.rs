@@ -154,7 +154,8 @@ impl TrainArgs {
         let d_sae = d_in * self.n_latents_multiplier as usize;
         let (batch, k) = (self.batch_size_train as usize, self.top_k as usize);
         if self.sae_arch == Architecture::TopK && k > d_sae {
-            return Err(Failure::usage(format!("TOP_K is {k}, but there are {d_sae} latents")));
+            return Err(Failure::usage(format!("TOP_K is {k}, but there are {d_sae} latents"))
+                .hint("lower TOP_K, or raise N_LATENTS_MULTIPLIER"));
         }
         let tokens = train_rows as u64 * u64::from(self.epochs);
         let steps = tokens / batch as u64;

@@ -91,7 +91,8 @@ impl Classify for ShardError {
         let hint = match self {
             Self::Io(e) => return io_hint(e),
             Self::Overflow { .. } => {
-                "set ACTIVATION_SCALE (0.1, for instance): activations are multiplied by it before they are stored"
+                "set ACTIVATION_SCALE (0.1, for instance), and RUN_ID to a new name if it is set: \
+                 activations are multiplied by it before they are stored"
             }
             Self::NotANumber { .. } => {
                 "check the checkpoint; capture in f32 (DTYPE=f32) if this was bf16"

@@ -79,9 +79,10 @@ pub fn read(path: &Path) -> Result<Vec<Committed>, ShardError> {
             path: path.to_owned(),
             line: i + 1,
             offset,
-            reason: e.to_string(),
+            // The parser sees one line only, and calls it line 1.
+            reason: e.to_string().replace(" at line 1 column ", " at column "),
         };
-        lines.push(serde_json::from_slice(line).map_err(bad)?);
+        lines.push(serde_json::from_slice(line.trim_ascii_end()).map_err(bad)?);
         offset += line.len();
     }
     Ok(lines)

@@ -134,7 +134,13 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
         }
     }
     let activation = match cfg.architecture.as_str() {
-        "topk" => Activation::TopK { k: cfg.k.ok_or_else(|| bad("`k` is missing".into()))? },
+        "topk" => {
+            let k = cfg.k.ok_or_else(|| bad("`k` is missing".into()))?;
+            if !(1..=cfg.d_sae).contains(&k) {
+                return Err(bad(format!("`k` is {k}, expected 1 to {} (`d_sae`)", cfg.d_sae)));
+            }
+            Activation::TopK { k }
+        }
         "jumprelu" => Activation::JumpRelu,
         "standard" => Activation::Relu,
         other => {
