@@ -85,7 +85,8 @@ pub struct TrainingMeta {
     pub steps: u64,
     /// Rows trained on.
     pub tokens: u64,
-    /// Inputs were multiplied by this in training; it is folded into the weights.
+    /// Stored rows were multiplied by this in training; it is folded into the weights, and so is
+    /// the capture's ACTIVATION_SCALE.
     pub input_scale: f32,
     /// Figures on held-out rows, in units of the scaled input.
     pub validation: super::history::Validation,
@@ -292,7 +293,9 @@ impl TrainSae {
         session.history.write()?;
         let frequency: Vec<f64> =
             evaluation.fired.iter().map(|n| *n as f64 / rows.len() as f64).collect();
-        saelens::save(&job.run_dir, &sae.folded(job.scale), job.metadata(), &frequency)?;
+        // Rows are stored times ACTIVATION_SCALE; the SAE is for the model's own activations.
+        let sae = sae.folded(job.scale * job.capture.activation_scale);
+        saelens::save(&job.run_dir, &sae, job.metadata(), &frequency)?;
         atomic::write_json(
             &job.run_dir.join("timing.json"),
             &json!({

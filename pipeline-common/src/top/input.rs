@@ -2,7 +2,6 @@
 
 use std::{ops::Range, path::Path};
 
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::{
@@ -95,13 +94,14 @@ impl Input {
         (CHUNK_BYTES / per_row.max(1)).clamp(1, CHUNK_ROWS)
     }
 
-    /// Encodes ranges of rows, counted across shards, one after the other.
+    /// Encodes ranges of rows, counted across shards, one after the other, in units of the model.
     pub fn encode(&self, ranges: &[Range<usize>]) -> SparseRows {
         let d_in = self.set.d_in();
         let rows: Vec<usize> = ranges.iter().cloned().flatten().collect();
         let mut input = vec![0.0; rows.len() * d_in];
         let each = input.par_chunks_mut(d_in).zip(&rows);
-        each.for_each(|(out, row)| self.set.row(*row).convert_to_f32_slice(out));
+        let scale = 1.0 / self.capture.activation_scale;
+        each.for_each(|(out, row)| self.set.read_row(*row, scale, out));
         self.sae.encode(&input, self.threads)
     }
 }
