@@ -8,10 +8,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::workload::{Contents, Random, Workload};
-
-const SAVE: &str = env!("CARGO_BIN_EXE_01_save_activations");
-const TRAIN: &str = env!("CARGO_BIN_EXE_02_train_sae");
+use super::workload::{Contents, Random, SAVE, TRAIN, Workload};
 
 /// How often a stage may be interrupted before it is left alone.
 const INTERRUPTIONS: usize = 8;
@@ -73,14 +70,16 @@ fn interrupted_stages_end_with_the_same_bytes(how: Interruption) {
     for suffix in ["manifest.jsonl", "sae_weights.safetensors", "run_id.txt", "sae_run_id.txt"] {
         assert!(undisturbed.names().any(|name| name.ends_with(suffix)), "no {suffix} was written");
     }
-    let mut hits = 0;
-    for seed in [1, 2] {
+    let (mut hits, mut seed) = (0, 0);
+    // Where the machine was busy while the time was taken, many interruptions come too late.
+    while seed < 2 || hits < 6 {
+        seed += 1;
+        assert!(seed <= 10, "only {hits} interruptions came before the end");
         hits += torment(&work, SAVE, save_time, how, seed);
         hits += torment(&work, TRAIN, train_time, how, seed + 100);
         Contents::read(&work.store()).assert_same(&undisturbed, &format!("seed {seed}"));
         fs_err::remove_dir_all(work.store()).unwrap();
     }
-    assert!(hits >= 6, "only {hits} interruptions came before the end");
 }
 
 #[test]

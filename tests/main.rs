@@ -5,6 +5,7 @@ mod checkpoints;
 mod dependencies;
 mod discover;
 mod golden;
+mod hostile;
 mod hub;
 mod interop;
 mod kill;

@@ -25,6 +25,11 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("RAYON_NUM_THREADS", "2"),
 ];
 
+pub const SAVE: &str = env!("CARGO_BIN_EXE_01_save_activations");
+pub const TRAIN: &str = env!("CARGO_BIN_EXE_02_train_sae");
+pub const TOP: &str = env!("CARGO_BIN_EXE_03_top_sentences");
+pub const DISCOVER: &str = env!("CARGO_BIN_EXE_discover_layers");
+
 /// The job in a directory of its own.
 pub struct Workload {
     dir: tempfile::TempDir,
@@ -45,12 +50,22 @@ impl Workload {
     }
 
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.path("store")
+    }
+
+    /// A file of the job's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A run's directory in the store.
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.store().join("runs").join(name)
     }
 
     /// The variables of the job.
     pub fn settings(&self) -> Vec<(&'static str, PathBuf)> {
-        let own = [("STORE_DIR", self.store()), ("HF_DATASET", self.dir.path().join("text.jsonl"))];
+        let own = [("STORE_DIR", self.store()), ("HF_DATASET", self.path("text.jsonl"))];
         let common = SETTINGS.iter().map(|(name, value)| (*name, PathBuf::from(value)));
         own.into_iter().chain(common).collect()
     }
@@ -62,12 +77,25 @@ impl Workload {
         command
     }
 
+    /// Runs a stage, which must succeed; what it said on standard output and standard error.
+    pub fn succeed(&self, binary: &str, variables: &[(&str, &str)]) -> (String, String) {
+        succeed(self.stage(binary).envs(variables.iter().copied()))
+    }
+
     /// Takes everything out of the store and returns it; logs are not part of it.
     pub fn take(&self) -> Contents {
         let contents = Contents::read(&self.store());
         fs_err::remove_dir_all(self.store()).unwrap();
         contents
     }
+}
+
+/// Runs a command, which must succeed; its standard output and standard error.
+pub fn succeed(command: &mut Command) -> (String, String) {
+    let output = command.output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{command:?}: {:?}\n{err}", output.status);
+    (out, err)
 }
 
 /// Every file of a store but logs, timings and checkpoints, by relative path. Which checkpoints are
