@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod checkpoints;
+mod cli;
 mod dependencies;
 mod discover;
 mod golden;
