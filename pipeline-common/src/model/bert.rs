@@ -7,11 +7,12 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::{
-    ModelError, ModelInfo,
+    ModelError,
     block::{attention::Attention, linear::Linear, mlp::Mlp, norm::LayerNorm},
-    hook::{Hook, Point, Site, Width},
-    info::{ConfigFile, Family},
+    config_file::ConfigFile,
+    hook::Hook,
     packed::Packed,
+    site::{Point, Site, Width},
     tape::{Halt, Tape},
     weights::Weights,
 };
@@ -181,15 +182,15 @@ fn eps() -> f64 {
 /// An encoder's settings, checked.
 #[derive(Clone, Debug)]
 pub(super) struct BertConfig {
-    d_model: usize,
-    d_mlp: usize,
-    n_layers: usize,
-    heads: Heads,
-    vocab_size: usize,
-    types: usize,
-    context: usize,
-    eps: f64,
-    act: Activation,
+    pub d_model: usize,
+    pub d_mlp: usize,
+    pub n_layers: usize,
+    pub heads: Heads,
+    pub vocab_size: usize,
+    pub types: usize,
+    pub context: usize,
+    pub eps: f64,
+    pub act: Activation,
 }
 
 /// Checks the settings.
@@ -218,25 +219,6 @@ pub(super) fn config(json: BertJson, file: &ConfigFile) -> Result<BertConfig, Mo
         eps: json.layer_norm_eps,
         act: file.activation(&json.hidden_act)?,
     })
-}
-
-/// The description of an encoder.
-pub(super) fn info(config: BertConfig) -> ModelInfo {
-    ModelInfo {
-        architecture: "BertModel".to_owned(),
-        model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
-        tied: true,
-        dtype: None,
-        family: Family::Bert(config),
-    }
 }
 
 /// Weights of the base model with its pooler.

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::{
-    ModelError, ModelInfo,
+    ModelError,
     block::{
         attention::Attention,
         linear::Linear,
@@ -13,9 +13,10 @@ use super::{
         norm::RmsNorm,
         rope::{Angles, Rope, RopeJson, Scaling},
     },
-    hook::{Hook, Point, Site, Width},
-    info::{ConfigFile, Family},
+    config_file::ConfigFile,
+    hook::Hook,
     packed::Packed,
+    site::{Point, Site, Width},
     tape::{Halt, Tape},
     weights::Weights,
 };
@@ -175,18 +176,18 @@ pub(super) struct Biases {
 /// A decoder's settings, checked.
 #[derive(Clone, Debug)]
 pub(super) struct DecoderConfig {
-    d_model: usize,
-    d_mlp: usize,
-    n_layers: usize,
-    heads: Heads,
-    vocab_size: usize,
-    context: usize,
-    eps: f64,
-    act: Activation,
-    theta: f64,
-    scaling: Scaling,
-    tied: bool,
-    biases: Biases,
+    pub d_model: usize,
+    pub d_mlp: usize,
+    pub n_layers: usize,
+    pub heads: Heads,
+    pub vocab_size: usize,
+    pub context: usize,
+    pub eps: f64,
+    pub act: Activation,
+    pub theta: f64,
+    pub scaling: Scaling,
+    pub tied: bool,
+    pub biases: Biases,
 }
 
 impl DecoderJson {
@@ -229,25 +230,6 @@ impl DecoderJson {
             tied: self.tie_word_embeddings.unwrap_or(false),
             biases,
         })
-    }
-}
-
-/// The description of a decoder.
-pub(super) fn info(config: DecoderConfig, architecture: &str) -> ModelInfo {
-    ModelInfo {
-        architecture: architecture.to_owned(),
-        model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
-        tied: config.tied,
-        dtype: None,
-        family: Family::Decoder(config),
     }
 }
 

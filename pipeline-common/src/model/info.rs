@@ -1,18 +1,17 @@
 //! What `config.json` says about a model, and what is refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::{
     ModelError,
     bert::{self, BertConfig},
+    config_file::ConfigFile,
     decoder::{self, DecoderConfig, DecoderJson},
-    hook::{Hook, Point, Site},
     llama, qwen2,
+    site::{Point, Site},
 };
-use crate::kernels::activation::Activation;
 
 /// Families there are, by `model_type`.
 pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "bert"];
@@ -36,9 +35,6 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("is_decoder", &["false"]),
     ("add_cross_attention", &["false"]),
 ];
-
-/// No size of a real model comes near it; products of three stay far from overflow.
-const LARGEST: usize = 1 << 20;
 
 /// A model as its `config.json` describes it.
 #[derive(Clone, Debug)]
@@ -95,74 +91,6 @@ struct Common {
     torch_dtype: Option<String>,
 }
 
-/// `config.json` before it is understood.
-pub(super) struct ConfigFile {
-    path: PathBuf,
-    keys: Map<String, Value>,
-}
-
-impl ConfigFile {
-    fn read(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("config.json");
-        if !path.is_file() {
-            return Err(ModelError::Missing { what: "config.json", dir: dir.to_owned() });
-        }
-        let text = fs_err::read(&path).map_err(|e| ModelError::file(&path, e))?;
-        let keys = serde_json::from_slice(&text).map_err(|e| ModelError::file(&path, e))?;
-        Ok(Self { path, keys })
-    }
-
-    /// The value of a key; null counts as absent.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).filter(|v| !v.is_null())
-    }
-
-    /// Refuses a key unless it is absent or has one of the values written in `inert`.
-    pub fn refuse_unless(&self, key: &str, inert: &[&str]) -> Result<(), ModelError> {
-        match self.get(key) {
-            Some(value) if !inert.contains(&value.to_string().as_str()) => {
-                let expected = if inert.is_empty() { "null".into() } else { inert.join(", ") };
-                Err(self.unsupported(key, value, &expected))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The error for a value that is not implemented.
-    pub fn unsupported(&self, key: &str, found: impl ToString, expected: &str) -> ModelError {
-        let (path, field) = (self.path.clone(), key.to_owned());
-        ModelError::Unsupported { path, field, found: found.to_string(), expected: expected.into() }
-    }
-
-    /// The activation function under `key`.
-    pub fn activation(&self, name: &str) -> Result<Activation, ModelError> {
-        Activation::named(name)
-            .ok_or_else(|| self.unsupported("hidden_act", format!("`{name}`"), Activation::NAMES))
-    }
-
-    /// Refuses sizes that no model has, among them those that make later arithmetic overflow.
-    pub fn sizes(&self, sizes: &[(&str, usize)]) -> Result<(), ModelError> {
-        let limit = format!("1 to {LARGEST}");
-        match sizes.iter().find(|(_, n)| !(1..=LARGEST).contains(n)) {
-            Some((key, n)) => Err(self.unsupported(key, n, &limit)),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses a count that does not divide another.
-    pub fn divides(&self, key: &str, divisor: usize, of: (&str, usize)) -> Result<(), ModelError> {
-        if of.1.is_multiple_of(divisor) {
-            return Ok(());
-        }
-        Err(self.unsupported(key, divisor, &format!("a divisor of {} {}", of.0, of.1)))
-    }
-
-    fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ModelError> {
-        serde_json::from_value(Value::Object(self.keys.clone()))
-            .map_err(|e| ModelError::file(&self.path, e))
-    }
-}
-
 impl ModelInfo {
     /// Reads `config.json` of a checkpoint's directory.
     ///
@@ -181,9 +109,9 @@ impl ModelInfo {
             file.refuse_unless(key, inert)?;
         }
         let mut info = match file.parse()? {
-            Config::Llama(json) => decoder::info(llama::config(json, file)?, "LlamaForCausalLM"),
-            Config::Qwen2(json) => decoder::info(qwen2::config(json, file)?, "Qwen2ForCausalLM"),
-            Config::Bert(json) => bert::info(bert::config(json, file)?),
+            Config::Llama(json) => decoder(llama::config(json, file)?, "LlamaForCausalLM"),
+            Config::Qwen2(json) => decoder(qwen2::config(json, file)?, "Qwen2ForCausalLM"),
+            Config::Bert(json) => encoder(bert::config(json, file)?),
         };
         if let Some([architecture, ..]) = common.architectures.as_deref() {
             info.architecture.clone_from(architecture);
@@ -229,25 +157,42 @@ impl ModelInfo {
     }
 }
 
-/// Floating-point operations to bring one token to a hook, in sentences of `mean_length` tokens.
-///
-/// Counts products only, two operations per multiplication; norms and the like add a few percent
-/// of memory traffic and next to no arithmetic.
-pub fn flops_per_token(info: &ModelInfo, hook: &Hook, mean_length: f64) -> f64 {
-    let (d, mlp) = (info.d_model as f64, info.d_mlp as f64);
-    let (heads, kv) = ((info.n_heads * info.d_head) as f64, (info.n_kv_heads * info.d_head) as f64);
-    let (mlp_products, seen) = match &info.family {
-        Family::Decoder(_) => (3.0, (mean_length + 1.0) / 2.0),
-        Family::Bert(_) => (2.0, mean_length),
-    };
-    let products = d * (2.0 * heads + 2.0 * kv) + mlp_products * d * mlp;
-    let attention = 2.0 * heads * seen;
-    let last = match hook.point {
-        Point::Logits => d * info.vocab_size as f64,
-        Point::Pooler => d * d,
-        _ => 0.0,
-    };
-    2.0 * (hook.blocks(info) as f64 * (products + attention) + last)
+/// The description of a decoder.
+fn decoder(config: DecoderConfig, architecture: &str) -> ModelInfo {
+    ModelInfo {
+        architecture: architecture.to_owned(),
+        model_type: String::new(),
+        n_layers: config.n_layers,
+        d_model: config.d_model,
+        d_mlp: config.d_mlp,
+        n_heads: config.heads.heads,
+        n_kv_heads: config.heads.kv_heads,
+        d_head: config.heads.d,
+        vocab_size: config.vocab_size,
+        context_length: config.context,
+        tied: config.tied,
+        dtype: None,
+        family: Family::Decoder(config),
+    }
+}
+
+/// The description of an encoder.
+fn encoder(config: BertConfig) -> ModelInfo {
+    ModelInfo {
+        architecture: "BertModel".to_owned(),
+        model_type: String::new(),
+        n_layers: config.n_layers,
+        d_model: config.d_model,
+        d_mlp: config.d_mlp,
+        n_heads: config.heads.heads,
+        n_kv_heads: config.heads.kv_heads,
+        d_head: config.heads.d,
+        vocab_size: config.vocab_size,
+        context_length: config.context,
+        tied: true,
+        dtype: None,
+        family: Family::Bert(config),
+    }
 }
 
 fn unknown_family(path: &Path, found: String) -> ModelError {
@@ -263,6 +208,8 @@ fn unknown_family(path: &Path, found: String) -> ModelError {
 
 #[cfg(test)]
 pub(super) mod testing {
+    use serde_json::Value;
+
     use super::*;
 
     /// A model of three layers.
@@ -291,7 +238,7 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::{testing::*, *};
+    use super::testing::*;
     use crate::stage::{Classify, Kind};
 
     #[test]
@@ -347,16 +294,5 @@ mod tests {
         assert!(words.contains("`qwen3`") && words.contains("llama, qwen2, bert"), "{words}");
         assert!(words.contains("nearest is `qwen2`"), "{words}");
         assert_eq!(error.kind(), Kind::Input);
-    }
-
-    #[test]
-    fn flops_grow_with_depth_and_length() {
-        let info = tiny("llama", "LlamaForCausalLM");
-        let at = |layer, length| {
-            flops_per_token(&info, &Hook { layer: Some(layer), point: Point::ResidMid }, length)
-        };
-        assert_eq!(at(0, 1.0), 2.0 * (4.0 * 48.0 * 48.0 + 3.0 * 48.0 * 96.0 + 2.0 * 48.0));
-        assert_eq!(at(2, 10.0), 3.0 * at(0, 10.0));
-        assert!(at(0, 100.0) > at(0, 10.0));
     }
 }

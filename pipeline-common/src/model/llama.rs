@@ -2,8 +2,8 @@
 
 use super::{
     ModelError,
+    config_file::ConfigFile,
     decoder::{Biases, DecoderConfig, DecoderJson},
-    info::ConfigFile,
 };
 
 /// Llama's settings: biases on request, attention over the whole sentence.

@@ -6,13 +6,16 @@
 
 mod bert;
 mod block;
+mod config_file;
 mod decoder;
 mod error;
+mod flops;
 mod hook;
 mod info;
 mod llama;
 mod packed;
 mod qwen2;
+mod site;
 mod tape;
 mod weights;
 
@@ -24,9 +27,11 @@ use candle_core::{DType, Device};
 
 pub use args::HookArgs;
 pub use error::ModelError;
-pub use hook::{Hook, Point, Site, Width};
-pub use info::{FAMILIES, ModelInfo, flops_per_token};
+pub use flops::flops_per_token;
+pub use hook::Hook;
+pub use info::{FAMILIES, ModelInfo};
 pub use packed::Packed;
+pub use site::{Point, Site, Width};
 pub use tape::Emit;
 pub use weights::{Headers, headers};
 

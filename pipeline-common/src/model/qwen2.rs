@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{
     ModelError,
+    config_file::ConfigFile,
     decoder::{Biases, DecoderConfig, DecoderJson},
-    info::ConfigFile,
 };
 
 /// Qwen2's settings. A sliding window is accepted only where it is switched off.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::hook::{Hook, Point};
+use super::{hook::Hook, site::Point};
 
 /// Why a forward pass ended.
 pub(super) enum Halt {

@@ -291,7 +291,7 @@ impl Classify for TextError {
                 "quote the pattern, so that the program and not the shell expands it".into()
             }
             Self::Extension { .. } | Self::NoFiles { .. } => {
-                format!("readable are {}", super::dataset::EXTENSIONS.join(", "))
+                format!("readable are {}", super::dataset::format::EXTENSIONS.join(", "))
             }
             Self::Split { found, .. } => format!("set DATA_SPLIT to one of: {}", found.join(", ")),
             Self::Configurations { split, found, .. } => {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     super::{
-        hook::Point,
+        site::Point,
         tape::{Halt, Tape},
     },
     linear::Linear,

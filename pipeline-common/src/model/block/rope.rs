@@ -5,7 +5,7 @@ use std::f32::consts::PI;
 use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 
-use super::super::{ModelError, info::ConfigFile};
+use super::super::{ModelError, config_file::ConfigFile};
 use crate::kernels::rope;
 
 /// `rope_scaling` or `rope_parameters` of a `config.json`.

@@ -4,7 +4,7 @@
 //! through its files in sorted order. Opening one counts the documents, up to the limit and
 //! without decoding them, and tries the first of each file.
 
-mod format;
+pub(super) mod format;
 mod jsonl;
 mod lines;
 mod parquet;
@@ -28,8 +28,6 @@ use self::{
     source::Source,
 };
 use super::{Hub, TextError};
-
-pub use format::EXTENSIONS;
 
 /// Bytes at each end of a file that go into the fingerprint.
 const DIGESTED: u64 = 1 << 20;
