@@ -31,8 +31,9 @@ fn the_readme_does_what_it_says() {
     assert!(printed.contains("recommended") && printed.contains("GFLOP/s"), "{printed}");
     let done = within(120, || cluster.run(cluster.command("squeue").arg("--noheader")).is_empty());
     assert!(done, "{}", cluster.logs());
-    let mut found = reports(&cluster.work.store());
-    found.sort();
+    let found = reports(&cluster.work.store());
     assert_eq!(found.len(), 3, "{found:?}: {}", cluster.logs());
-    assert_eq!(found[..2], ["demo-sae", "mine-k16"], "{}", cluster.logs());
+    for run in ["demo-sae", "mine-k16"] {
+        assert!(found.iter().any(|f| f == run), "{found:?}: {}", cluster.logs());
+    }
 }

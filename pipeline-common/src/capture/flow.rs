@@ -108,6 +108,14 @@ fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Re
             .by_ref()
             .take((end - begin) as usize)
             .collect::<std::result::Result<Vec<_>, _>>()?;
+        if texts.len() as u64 != end - begin {
+            return Err(Failure::input(format!(
+                "the dataset ends after document {}, it had {} when the run began",
+                begin + texts.len() as u64,
+                source.dataset.len()
+            ))
+            .hint("a file changed while it was read: give RUN_ID a new name"));
+        }
         let strings: Vec<String> = texts.iter().map(|d| d.text.clone()).collect();
         let encodings = source.tokenizer.encode_batch(&strings, source.max_length)?;
         if out.send(Tokenised { documents: begin..end, texts, encodings }).is_err() {
@@ -177,7 +185,8 @@ fn sentence(
 ) -> (u64, String, Vec<Token>) {
     let mut text = document.text;
     let end = encoding.offsets.iter().map(|(_, end)| *end).max().unwrap_or(0);
-    text.truncate(end);
+    // Offsets come from the tokenizer; one within a character must not end the program.
+    text.truncate(text.ceil_char_boundary(end));
     let token = |i: usize| Token {
         id: encoding.ids[i],
         position: i as u32,

@@ -1,6 +1,10 @@
 //! What to capture, and what it will cost.
 
-use std::{ops::Range, path::PathBuf, time::Instant};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use candle_core::DType;
 use clap::{Parser, ValueEnum, builder::BoolishValueParser};
@@ -16,6 +20,7 @@ use crate::{
     slurm::Share,
     stage::{
         CommonArgs, Context, Failure, Result, Stage,
+        lock::Lock,
         progress::{bytes, clock, thousands},
         store::{Pointer, Store},
     },
@@ -246,6 +251,7 @@ impl SaveActivations {
     /// record of a run that is complete.
     fn claim(&self, context: &Context, job: &Job) -> Result<Option<CaptureMeta>> {
         fs_err::create_dir_all(&job.run_dir)?;
+        let _lock = run_lock(&job.run_dir)?;
         let Some(stored) = CaptureMeta::read(&job.run_dir)? else {
             job.meta.write(&job.run_dir)?;
             return Ok(None);
@@ -308,12 +314,18 @@ impl SaveActivations {
     }
 }
 
+/// Held while a worker writes files that belong to the whole run.
+fn run_lock(run_dir: &Path) -> Result<Lock> {
+    Lock::wait(&run_dir.join("run.lock"))
+}
+
 /// Completes the run if this was the last stream.
 fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
     let Some(lines) = worker::all_committed(&job.run_dir, streams)? else {
         tracing::info!("stream {} is done, others are not", job.share.index);
         return Ok(());
     };
+    let _lock = run_lock(&job.run_dir)?;
     let (totals, statistics) = worker::complete(&job.run_dir, &lines)?;
     for (hook, statistics) in job.meta.hooks.iter_mut().zip(statistics) {
         hook.statistics = Some(statistics);

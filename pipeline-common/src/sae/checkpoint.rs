@@ -43,15 +43,19 @@ impl Checkpoints {
     /// Any I/O error, naming the path.
     pub fn save(&self, state: &State) -> Result<(), SaeError> {
         fs_err::create_dir_all(&self.dir)?;
-        let file = format!("step-{:09}.safetensors", state.step);
-        let path = self.dir.join(&file);
+        let path = self.path(state.step);
+        let file = file_name(state.step);
         write(&path, state)?;
         let (blake3, _) = format::digest(&path)?;
         atomic::write_json(
             &self.dir.join("latest.json"),
             &Latest { file, step: state.step, blake3 },
         )?;
-        self.remove_old()
+        self.remove_old(state.step)
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.dir.join(file_name(step))
     }
 
     /// The latest state, verified; `None` where there is none.
@@ -92,12 +96,14 @@ impl Checkpoints {
         Ok(Some(state))
     }
 
-    /// Removes all but the newest, and what a killed process left half written.
-    fn remove_old(&self) -> Result<(), SaeError> {
+    /// Removes all but the newest, and what a killed process left: half-written files, and
+    /// checkpoints later than this one, which it did not live to commit.
+    fn remove_old(&self, step: u64) -> Result<(), SaeError> {
         let mut files: Vec<PathBuf> = vec![];
         for entry in fs_err::read_dir(&self.dir)? {
             let path = entry?.path();
             match path.extension().and_then(|e| e.to_str()) {
+                Some("safetensors") if path > self.path(step) => fs_err::remove_file(path)?,
                 Some("safetensors") => files.push(path),
                 Some("partial") => fs_err::remove_file(path)?,
                 _ => {}
@@ -109,6 +115,11 @@ impl Checkpoints {
         }
         Ok(())
     }
+}
+
+/// Names sort as steps do.
+fn file_name(step: u64) -> String {
+    format!("step-{step:012}.safetensors")
 }
 
 fn write(path: &Path, state: &State) -> Result<(), SaeError> {
@@ -188,7 +199,7 @@ mod tests {
             checkpoints.save(&state(step)).unwrap();
         }
         assert_eq!(checkpoints.load(&shape, 10).unwrap(), Some(state(15)));
-        assert!(!dir.path().join("checkpoints/step-000000005.safetensors").exists());
+        assert!(!dir.path().join("checkpoints/step-000000000005.safetensors").exists());
     }
 
     #[test]
@@ -198,7 +209,7 @@ mod tests {
         checkpoints.save(&state(5)).unwrap();
         let other = Parameters::zeros(3, 6, true);
         assert!(matches!(checkpoints.load(&other, 10), Err(SaeError::Shape { .. })));
-        let path = dir.path().join("checkpoints/step-000000005.safetensors");
+        let path = dir.path().join("checkpoints/step-000000000005.safetensors");
         let mut bytes = fs_err::read(&path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;

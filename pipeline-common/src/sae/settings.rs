@@ -82,10 +82,10 @@ pub struct TrainArgs {
     #[arg(long, env, default_value_t = 0.03125, value_parser = not_negative)]
     pub aux_coefficient: f64,
     /// Dead latents used a row by the auxiliary loss [default: d_in/2]
-    #[arg(long, env)]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
     pub k_aux: Option<u32>,
     /// Tokens without firing after which a latent is dead [default: 10 million, at most a tenth of the training]
-    #[arg(long, env)]
+    #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..))]
     pub dead_after: Option<u64>,
     /// Share of documents held out to validate on
     #[arg(long, env, default_value_t = 0.01, value_parser = share)]
@@ -157,6 +157,13 @@ impl TrainArgs {
             return Err(Failure::usage(format!("TOP_K is {k}, but there are {d_sae} latents"))
                 .hint("lower TOP_K, or raise N_LATENTS_MULTIPLIER"));
         }
+        if batch.saturating_mul(k.max(self.k_aux(d_in))) > u32::MAX as usize {
+            return Err(Failure::usage(format!(
+                "BATCH_SIZE_TRAIN {batch} times TOP_K {k} or K_AUX is above {}",
+                u32::MAX
+            ))
+            .hint("lower BATCH_SIZE_TRAIN"));
+        }
         let tokens = train_rows as u64 * u64::from(self.epochs);
         let steps = tokens / batch as u64;
         if steps == 0 {
@@ -191,6 +198,10 @@ impl TrainArgs {
         })
     }
 
+    fn k_aux(&self, d_in: usize) -> usize {
+        self.k_aux.map_or(d_in / 2, |k| k as usize).max(1)
+    }
+
     fn default_lr(&self, d_sae: usize) -> f64 {
         match self.sae_arch {
             Architecture::TopK => 2e-4 / (d_sae as f64 / REFERENCE_WIDTH).sqrt(),
@@ -203,8 +214,11 @@ impl TrainArgs {
     pub fn objective(&self, d_in: usize) -> Box<dyn Objective> {
         match self.sae_arch {
             Architecture::TopK => {
-                let k = self.k_aux.map_or(d_in / 2, |k| k as usize).max(1);
-                let aux = Aux { coefficient: self.aux_coefficient, k, form: AuxForm::Normalised };
+                let aux = Aux {
+                    coefficient: self.aux_coefficient,
+                    k: self.k_aux(d_in),
+                    form: AuxForm::Normalised,
+                };
                 Box::new(TopK::new(self.top_k as usize, aux, false))
             }
             Architecture::JumpRelu => {

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     capture::{CaptureMeta, meta::HookRecord},
     kernels::columns::row_variance,
-    shard::{Order, ShardSet},
+    shard::{Order, ShardSet, format, reader::MANIFEST},
     stage::{
         CommonArgs, Context, Failure, ResolvedConfig, Result, Stage, atomic,
         lock::Lock,
@@ -119,6 +119,8 @@ impl TrainingMeta {
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
     capture_run_id: String,
+    /// blake3 of the capture's manifest, which has the digest of every row.
+    capture_manifest: String,
     hook: String,
     config: ResolvedConfig,
 }
@@ -126,6 +128,8 @@ struct Claim {
 /// The opened input and where the output goes.
 struct Job {
     capture: CaptureMeta,
+    /// blake3 of the capture's manifest.
+    manifest: String,
     hook: HookRecord,
     set: ShardSet,
     train: Vec<Range<usize>>,
@@ -148,14 +152,16 @@ impl Stage for TrainSae {
         let job = self.open(context)?;
         let (plan, threads) = (&job.plan, context.threads);
         let weights = 2 * plan.d_sae * plan.d_in * size_of::<f32>();
-        // Parameters, two moments and gradients; one batch of inputs, errors and sparse latents.
-        let memory = 4 * weights + 4 * plan.batch * plan.d_in * size_of::<f32>() + (48 << 20);
+        // Parameters, two moments, gradients, and at the end a copy and its transpose; one batch
+        // of inputs, errors and sparse latents.
+        let memory = 11 * weights / 2 + 4 * plan.batch * plan.d_in * size_of::<f32>() + (48 << 20);
         let flop = 2.0
             * plan.batch as f64
             * plan.d_in as f64
             * plan.d_sae as f64
             * plan.schedule.steps as f64;
-        let disk = weights / 2 * (2 + 2 * 3);
+        // Two checkpoints of parameters and moments, a third while it is written, the result.
+        let disk = 10 * weights;
         context.print(&format!(
             "run         {}\ncapture     {} ({} rows)\nhook        {} (d_in {})\nSAE         {}, d_sae {}\n\
              steps       {} of {} rows, {} held out\nmemory      {}\ndisk        {}\n\
@@ -216,14 +222,27 @@ impl TrainSae {
         if rms <= 0.0 {
             return Err(Failure::input(format!("every row of hook `{}` is zero", hook.name)));
         }
+        let manifest = format::digest(&capture_dir.join(MANIFEST)).map_err(Failure::from)?.0;
         let run_id = self.sae_run_id.clone().unwrap_or_else(|| {
-            let values =
-                format!("{capture_id} {} {:?}", hook.name, context.config.scientific().values());
+            let settings = context.config.scientific();
+            let values = format!("{capture_id} {manifest} {} {:?}", hook.name, settings.values());
             format!("sae-{}-{}", hook.directory, &blake3::hash(values.as_bytes()).to_hex()[..8])
         });
         let run_dir = store.run_dir(&run_id, Pointer::Training)?;
         let scale = (1.0 / rms) as f32;
-        Ok(Job { capture, hook, set, train, held_out, plan, scale, run_id, run_dir, store })
+        Ok(Job {
+            capture,
+            manifest,
+            hook,
+            set,
+            train,
+            held_out,
+            plan,
+            scale,
+            run_id,
+            run_dir,
+            store,
+        })
     }
 
     /// Records input and settings at the first start and compares them at every later one:
@@ -232,6 +251,7 @@ impl TrainSae {
         let path = job.run_dir.join("config.json");
         let claim = Claim {
             capture_run_id: job.capture.run_id.clone(),
+            capture_manifest: job.manifest.clone(),
             hook: job.hook.name.clone(),
             config: context.config.scientific(),
         };
@@ -251,6 +271,13 @@ impl TrainSae {
                 "set RUN_ID={}, or give SAE_RUN_ID a new name",
                 stored.capture_run_id
             )));
+        }
+        if stored.capture_manifest != claim.capture_manifest {
+            let what = format!(
+                "training run `{}` was begun on other rows: capture `{}` was made anew since",
+                job.run_id, stored.capture_run_id
+            );
+            return Err(Failure::usage(what).hint("give SAE_RUN_ID a new name"));
         }
         context.config.must_match(&stored.config, &job.run_id, "SAE_RUN_ID")
     }
@@ -361,16 +388,17 @@ impl Job {
 
     /// What SAELens and its users look for in `cfg.json`.
     fn metadata(&self) -> Map<String, serde_json::Value> {
+        let values = self.capture.config.values();
+        let setting = |name: &str| values.get(name).copied().flatten();
         let value = json!({
             "sae_lens_version": "6.0.0",
             "model_name": self.capture.model.id,
             "hook_name": self.hook.transformer_lens,
             "hf_hook_name": self.hook.name,
             "dataset_path": self.capture.dataset.source,
-            "context_size": self.capture.config.values().get("max_length").copied().flatten()
-                .and_then(|n| n.parse::<u64>().ok()),
-            "prepend_bos": true,
-            "exclude_special_tokens": true,
+            "context_size": setting("max_length").and_then(|n| n.parse::<u64>().ok()),
+            // The tokenizer decides about BOS; SAELens' own default is to add it.
+            "exclude_special_tokens": setting("keep_special") == Some("false"),
         });
         value.as_object().cloned().unwrap_or_default()
     }

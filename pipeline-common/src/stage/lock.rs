@@ -21,17 +21,37 @@ impl Lock {
     ///
     /// # Errors
     /// [`Failure::stopped`] if another process holds it, so that a job is queued again and finds
-    /// the work done or the lock free; I/O errors.
+    /// the work done or the lock free; an unavailable file system.
     pub fn take(path: &Path, what: &str) -> Result<Self> {
-        let file: File = fs_err::File::create(path)?.into_parts().0;
+        let file = open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => {
                 Err(Failure::stopped(format!("another process works on {what}")))
             }
-            Err(TryLockError::Error(e)) => Err(e.into()),
+            Err(TryLockError::Error(e)) => Err(no_locks(path, &e)),
         }
     }
+
+    /// Waits for the lock at `path`, whose directory exists: for files that several workers write
+    /// in passing.
+    ///
+    /// # Errors
+    /// An unavailable file system.
+    pub fn wait(path: &Path) -> Result<Self> {
+        let file = open(path)?;
+        file.lock().map_err(|e| no_locks(path, &e))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    Ok(fs_err::File::create(path)?.into_parts().0)
+}
+
+fn no_locks(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::unavailable(format!("cannot lock `{}`: {error}", path.display()))
+        .hint("the file system must allow flock (Lustre: mount with flock or localflock), or put STORE_DIR elsewhere")
 }
 
 #[cfg(test)]

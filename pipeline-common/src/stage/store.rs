@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::{Failure, Result, atomic};
+use super::{Failure, Result, atomic, lock::Lock};
 
 /// Which kind of run a pointer file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +124,8 @@ impl Store {
     /// # Errors
     /// Any I/O error, naming the path.
     pub fn publish(&self, pointer: Pointer, run_id: &str) -> Result<()> {
+        fs::create_dir_all(&self.root)?;
+        let _lock = Lock::wait(&self.root.join(".lock"))?;
         Ok(atomic::write(&self.root.join(pointer.file()), format!("{run_id}\n").as_bytes())?)
     }
 
