@@ -250,11 +250,17 @@ impl SaveActivations {
     /// Records what the run is at its first start, compares at every later one; returns the
     /// record of a run that is complete.
     fn claim(&self, context: &Context, job: &Job) -> Result<Option<CaptureMeta>> {
-        fs_err::create_dir_all(&job.run_dir)?;
-        let _lock = run_lock(&job.run_dir)?;
-        let Some(stored) = CaptureMeta::read(&job.run_dir)? else {
-            job.meta.write(&job.run_dir)?;
-            return Ok(None);
+        let stored = match CaptureMeta::read(&job.run_dir)? {
+            Some(stored) => stored,
+            None => {
+                fs_err::create_dir_all(&job.run_dir)?;
+                let _lock = run_lock(&job.run_dir)?;
+                let Some(stored) = CaptureMeta::read(&job.run_dir)? else {
+                    job.meta.write(&job.run_dir)?;
+                    return Ok(None);
+                };
+                stored
+            }
         };
         context.config.must_match(&stored.config, &stored.run_id, "RUN_ID")?;
         job.meta.must_match(&stored)?;
