@@ -74,7 +74,7 @@ impl Checkpoints {
             serde_json::from_slice(&text).map_err(|e| bad(&latest, e.to_string()))?;
         let path = self.dir.join(&latest.file);
         let map = format::map(&path)?;
-        let found = blake3::Hasher::new().update_rayon(&map).finalize().to_hex().to_string();
+        let found = format::digest_bytes(&map);
         if found != latest.blake3 {
             return Err(SaeError::Checkpoint { path, expected: latest.blake3, found });
         }

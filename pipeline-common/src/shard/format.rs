@@ -105,8 +105,12 @@ pub fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ShardE
 /// Any I/O error, naming the path.
 pub fn digest(path: &Path) -> io::Result<(String, u64)> {
     let map = map(path)?;
-    let hash = blake3::Hasher::new().update_rayon(&map).finalize();
-    Ok((hash.to_hex().to_string(), map.len() as u64))
+    Ok((digest_bytes(&map), map.len() as u64))
+}
+
+/// blake3 of bytes at hand, in hexadecimal.
+pub fn digest_bytes(bytes: &[u8]) -> String {
+    blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
 }
 
 #[cfg(test)]
