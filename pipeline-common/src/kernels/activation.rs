@@ -50,8 +50,8 @@ impl Activation {
     /// What the device reports.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         let Some(xs) = view(x) else { return self.portable(x) };
-        let mut out = vec![0.0; xs.len()];
-        out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| self.alone(x, y));
+        let mut out = xs.to_vec();
+        out.par_chunks_mut(CHUNK).for_each(|y| self.apply_to(y));
         tensor(out, x.shape())
     }
 
@@ -63,38 +63,37 @@ impl Activation {
         let (Some(gs), Some(us)) = (view(gate), view(up)) else {
             return self.portable(gate)? * up;
         };
-        let mut out = vec![0.0; gs.len()];
-        out.par_chunks_mut(CHUNK).zip(gs.par_chunks(CHUNK)).zip(us.par_chunks(CHUNK)).for_each(
-            |((y, g), u)| {
-                self.alone(g, y);
-                y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
-            },
-        );
+        let mut out = gs.to_vec();
+        out.par_chunks_mut(CHUNK).zip(us.par_chunks(CHUNK)).for_each(|(y, u)| {
+            self.apply_to(y);
+            y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
+        });
         tensor(out, gate.shape())
     }
 
-    fn alone(self, x: &[f32], y: &mut [f32]) {
+    /// Applies the function in place, on this thread.
+    pub(super) fn apply_to(self, y: &mut [f32]) {
         match self {
             Self::Silu => simd(
                 #[inline(always)]
-                || each(x, y, |x| x / (1.0 + exp(-x))),
+                || each(y, |x| x / (1.0 + exp(-x))),
             ),
             Self::Gelu => simd(
                 #[inline(always)]
-                || each(x, y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))),
+                || each(y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))),
             ),
             // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
             Self::GeluTanh => simd(
                 #[inline(always)]
                 || {
-                    each(x, y, |x| {
+                    each(y, |x| {
                         x / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
                     })
                 },
             ),
             Self::Relu => simd(
                 #[inline(always)]
-                || each(x, y, |x| if x < 0.0 { 0.0 } else { x }),
+                || each(y, |x| if x < 0.0 { 0.0 } else { x }),
             ),
         }
     }
@@ -110,9 +109,9 @@ impl Activation {
 }
 
 #[inline(always)]
-fn each(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = f(*x);
+fn each(y: &mut [f32], f: impl Fn(f32) -> f32) {
+    for y in y {
+        *y = f(*y);
     }
 }
 

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::{
     elementary::{exp, sum},
-    host::{tensor, view},
+    host::{Output, tensor, view},
     vector::{max, simd},
 };
 
@@ -90,22 +90,8 @@ struct Task {
     head: usize,
 }
 
-/// The output, written by several tasks at once.
-struct Output(*mut f32);
-
-#[expect(unsafe_code, reason = "tasks write interleaved columns, which slices cannot express")]
-// SAFETY: tasks write disjoint elements: each (row, head) belongs to exactly one task.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// A method, so that closures borrow the whole value and not the pointer inside.
-    fn at(&self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
-
 fn fast(inputs: &Inputs, starts: &[usize], out: &mut [f32]) {
-    let out = Output(out.as_mut_ptr());
+    let out = Output::new(out);
     let tasks: Vec<Task> = starts
         .windows(2)
         .flat_map(|w| {
@@ -125,7 +111,7 @@ fn fast(inputs: &Inputs, starts: &[usize], out: &mut [f32]) {
 }
 
 /// One task: scores, softmax, mix of values.
-fn block(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>, out: &Output) {
+fn block(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>, out: &Output<'_>) {
     let Heads { heads, kv_heads, d, causal } = inputs.heads;
     let begin = task.sentence.start;
     let keys = if causal { task.queries.end - begin } else { task.sentence.len() };

@@ -1,6 +1,9 @@
 //! The numbers of candle tensors, where a plain loop can reach them.
 
-use std::ops::{Deref, Range};
+use std::{
+    marker::PhantomData,
+    ops::{Deref, Range},
+};
 
 use candle_core::{CpuStorage, Device, Result, Shape, Storage, StorageRef, Tensor};
 
@@ -32,4 +35,39 @@ pub(super) fn view(tensor: &Tensor) -> Option<View<'_>> {
 /// A tensor that owns `data`.
 pub(super) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
+}
+
+/// Numbers that several tasks write at once, each its own part.
+pub(super) struct Output<'a> {
+    data: *mut f32,
+    len: usize,
+    _borrowed: PhantomData<&'a mut [f32]>,
+}
+
+#[expect(unsafe_code, reason = "tasks write interleaved columns, which slices cannot express")]
+// SAFETY: the pointer is only used in `at` and `write`, whose callers keep to their own part.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    pub fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), _borrowed: PhantomData }
+    }
+
+    /// The place of a number.
+    pub fn at(&self, offset: usize) -> *mut f32 {
+        self.data.wrapping_add(offset)
+    }
+
+    /// Writes a part that belongs to the calling task alone.
+    ///
+    /// # Panics
+    /// If it does not lie inside.
+    pub fn write(&self, offset: usize, part: &[f32]) {
+        assert!(offset + part.len() <= self.len, "part of an output");
+        #[expect(unsafe_code, reason = "see above")]
+        // SAFETY: the part lies inside the borrowed slice, and no other task writes or reads it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(part.as_ptr(), self.at(offset), part.len());
+        }
+    }
 }

@@ -14,6 +14,7 @@ pub mod adam;
 pub mod attention;
 pub mod columns;
 pub mod norm;
+pub mod panels;
 pub mod product;
 pub mod rope;
 pub mod sparse;

@@ -255,7 +255,7 @@ impl Block {
     fn load(w: &Weights, c: &DecoderConfig) -> Result<Self, ModelError> {
         let (d, heads) = (c.d_model, c.heads);
         let (q, kv) = (heads.heads * heads.d, heads.kv_heads * heads.d);
-        let (attn, mlp) = (w.pp("self_attn"), w.pp("mlp"));
+        let attn = w.pp("self_attn");
         let linear = |w: &Weights, name, sizes, bias| Linear::load(&w.pp(name), sizes, bias);
         Ok(Self {
             attn_norm: RmsNorm::load(&w.pp("input_layernorm"), d, c.eps)?,
@@ -267,12 +267,7 @@ impl Block {
                 heads,
             },
             mlp_norm: RmsNorm::load(&w.pp("post_attention_layernorm"), d, c.eps)?,
-            mlp: GatedMlp {
-                gate: linear(&mlp, "gate_proj", (d, c.d_mlp), c.biases.mlp)?,
-                up: linear(&mlp, "up_proj", (d, c.d_mlp), c.biases.mlp)?,
-                down: linear(&mlp, "down_proj", (c.d_mlp, d), c.biases.mlp)?,
-                act: c.act,
-            },
+            mlp: GatedMlp::load(&w.pp("mlp"), (d, c.d_mlp), c.biases.mlp, c.act)?,
         })
     }
 
@@ -323,7 +318,7 @@ impl Decoder {
         let wants = |point| hooks.iter().any(|h| h.point == point);
         let embed = base.pp("embed_tokens").get("weight", &[config.vocab_size, config.d_model])?;
         let head = || match config.tied {
-            true => Ok(Linear::tied(embed.clone())),
+            true => Linear::tied(embed.clone(), weights),
             false => {
                 Linear::load(&weights.pp("lm_head"), (config.d_model, config.vocab_size), false)
             }

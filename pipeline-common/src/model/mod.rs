@@ -62,7 +62,8 @@ pub trait HookedModel: Send {
 
 /// Loads a checkpoint as deep as `hooks` need: no layer beyond the deepest is read.
 ///
-/// Weights are converted to `dtype`, in which the forward pass computes; f32 on a CPU.
+/// Weights are converted to `dtype`, in which the forward pass computes. On a CPU, bf16 rounds the
+/// factors of the linear layers' products; their sums and all else are f32.
 ///
 /// # Errors
 /// Whatever is missing, damaged or not implemented, with file and tensor.

@@ -23,7 +23,10 @@ pub struct Weights {
     files: Arc<Files>,
     prefix: String,
     device: Device,
+    /// What tensors are converted to.
     dtype: DType,
+    /// What the weights of linear layers are multiplied in.
+    products: DType,
 }
 
 struct Files {
@@ -42,13 +45,21 @@ struct Index {
 impl Weights {
     /// Opens a checkpoint's files and checks their headers; reads no tensor.
     ///
-    /// Tensors will be converted to `dtype` and put on `device` when asked for.
+    /// Tensors will be converted to `dtype` and put on `device` when asked for. On a CPU bf16 is
+    /// the format of products alone: everything else stays f32.
     ///
     /// # Errors
     /// Missing, truncated or malformed files, and an index that names a file that is not there.
     pub fn open(dir: &Path, device: &Device, dtype: DType) -> Result<Self, ModelError> {
         let files = Arc::new(Files::open(dir)?);
-        Ok(Self { files, prefix: String::new(), device: device.clone(), dtype })
+        let tensors = if device.is_cpu() && dtype == DType::BF16 { DType::F32 } else { dtype };
+        let (prefix, device) = (String::new(), device.clone());
+        Ok(Self { files, prefix, device, dtype: tensors, products: dtype })
+    }
+
+    /// What the weights of linear layers are multiplied in.
+    pub fn products(&self) -> DType {
+        self.products
     }
 
     /// The place of a module below this one.

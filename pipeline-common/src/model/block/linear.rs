@@ -3,11 +3,20 @@
 use candle_core::{Result, Tensor};
 
 use super::super::{ModelError, weights::Weights};
+use crate::kernels::panels::{Panels, linear};
 
 /// `x Wᵀ + b`; the weight is stored [out, in].
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
+}
+
+/// A weight where its product is computed.
+pub enum Matrix {
+    /// In main memory.
+    Panels(Panels),
+    /// On another device, or in another format than the kernels know.
+    Tensor(Tensor),
 }
 
 impl Linear {
@@ -19,20 +28,31 @@ impl Linear {
     ) -> std::result::Result<Self, ModelError> {
         let weight = weights.get("weight", &[output, input])?;
         let bias = bias.then(|| weights.get("bias", &[output])).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight: Matrix::new(weight, weights)?, bias })
     }
 
     /// A layer that shares another's weight.
-    pub fn tied(weight: Tensor) -> Self {
-        Self { weight, bias: None }
+    pub fn tied(weight: Tensor, weights: &Weights) -> std::result::Result<Self, ModelError> {
+        Ok(Self { weight: Matrix::new(weight, weights)?, bias: None })
     }
 
     /// [rows, in] to [rows, out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let weight = match &self.weight {
+            Matrix::Panels(panels) => return linear(x, panels, self.bias.as_ref()),
+            Matrix::Tensor(weight) => weight,
+        };
+        let y = x.matmul(&weight.t()?)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
+    }
+}
+
+impl Matrix {
+    fn new(weight: Tensor, weights: &Weights) -> std::result::Result<Self, ModelError> {
+        let panels = Panels::of(&weight, weights.products())?;
+        Ok(panels.map_or(Self::Tensor(weight), Self::Panels))
     }
 }

@@ -1,34 +1,80 @@
 //! Feed-forward blocks: with a gate (decoders) and without (BERT).
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 use super::{
     super::{
+        ModelError,
         site::Point,
         tape::{Halt, Tape},
+        weights::Weights,
     },
     linear::Linear,
 };
-use crate::kernels::activation::Activation;
+use crate::kernels::{
+    activation::Activation,
+    panels::{self, Panels},
+};
 
 /// `down(act(gate(x)) * up(x))` (arXiv:2002.05202).
 pub struct GatedMlp {
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
-    pub act: Activation,
+    inner: Inner,
+    down: Linear,
+    act: Activation,
+}
+
+/// Both layers that feed the product.
+enum Inner {
+    /// Without bias and in main memory they are one product, joined tile by tile.
+    Pair { pair: Panels, width: usize },
+    /// One after the other.
+    Each { gate: Linear, up: Linear },
 }
 
 impl GatedMlp {
+    /// Loads `gate_proj`, `up_proj` and `down_proj` between widths `d` and `inner`.
+    pub fn load(
+        w: &Weights,
+        (d, inner): (usize, usize),
+        bias: bool,
+        act: Activation,
+    ) -> std::result::Result<Self, ModelError> {
+        let (gate, up) = (w.pp("gate_proj"), w.pp("up_proj"));
+        let pair = |w: &Weights| w.get("weight", &[inner, d]);
+        let pair = match bias {
+            true => None,
+            false => Panels::of_pair(&pair(&gate)?, &pair(&up)?, w.products())?,
+        };
+        let layer = |w: &Weights| Linear::load(w, (d, inner), bias);
+        let inner_layers = match pair {
+            Some(pair) => Inner::Pair { pair, width: inner },
+            None => Inner::Each { gate: layer(&gate)?, up: layer(&up)? },
+        };
+        Ok(Self {
+            inner: inner_layers,
+            down: Linear::load(&w.pp("down_proj"), (inner, d), bias)?,
+            act,
+        })
+    }
+
     /// [rows, d_model] to [rows, d_model].
-    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> Result<Tensor, Halt> {
-        let gate = self.gate.forward(x)?;
+    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> std::result::Result<Tensor, Halt> {
         if tape.wants(Point::MlpGate) {
-            tape.at(Point::MlpGate, &self.act.apply(&gate)?)?;
+            tape.at(Point::MlpGate, &self.gate(x)?)?;
         }
-        let inner = self.act.gated(&gate, &self.up.forward(x)?)?;
+        let inner = match &self.inner {
+            Inner::Pair { pair, width } => panels::gated(x, pair, self.act, *width)?,
+            Inner::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?)?,
+        };
         tape.at(Point::MlpAct, &inner)?;
         Ok(self.down.forward(&inner)?)
+    }
+
+    fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.inner {
+            Inner::Pair { pair, width } => panels::gate(x, pair, self.act, *width),
+            Inner::Each { gate, .. } => self.act.apply(&gate.forward(x)?),
+        }
     }
 }
 
@@ -41,7 +87,7 @@ pub struct Mlp {
 
 impl Mlp {
     /// [rows, d_model] to [rows, d_model].
-    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> Result<Tensor, Halt> {
+    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> std::result::Result<Tensor, Halt> {
         let inner = self.act.apply(&self.up.forward(x)?)?;
         tape.at(Point::MlpAct, &inner)?;
         Ok(self.down.forward(&inner)?)
