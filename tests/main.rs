@@ -5,6 +5,7 @@ mod checkpoints;
 mod cli;
 mod dependencies;
 mod discover;
+mod faults;
 mod golden;
 mod hostile;
 mod hub;

@@ -92,6 +92,12 @@ impl Cluster {
         self.run(self.command("scancel").args(["--batch", "--signal=USR1", job]));
     }
 
+    /// Kills or starts the daemon of a node, as a failing machine would.
+    pub fn daemon(&self, action: &str, node: &str) {
+        let home = self.work.path().join("c");
+        self.run(self.command(tool("daemon")).arg(home).args([action, node]));
+    }
+
     /// The output of all jobs.
     pub fn logs(&self) -> String {
         let read = |dir: &Path| -> Vec<String> {

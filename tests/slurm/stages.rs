@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{cluster::Cluster, script, within};
-use crate::workload::{Contents, Workload};
+use crate::workload::{Contents, SAVE, Workload, succeed};
 
 /// The directory of the stages that were built with these tests.
 fn binaries() -> &'static Path {
@@ -44,4 +44,47 @@ fn a_requeued_chain_ends_with_the_same_bytes_as_a_run_without_slurm() {
     let log = logs.join(format!("train_sae-{}.out", job(&queued, "train_sae")));
     let log = fs_err::read_to_string(log).unwrap();
     assert!(log.contains("restart 0") && log.contains("restart 1"), "{log}");
+}
+
+/// How often an element was queued again.
+fn restarts(cluster: &Cluster, element: &str) -> u32 {
+    cluster.field(element, "Restarts").parse().unwrap()
+}
+
+#[test]
+fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
+    let Some(cluster) = Cluster::start() else { return };
+    let work = Workload::new(16_000);
+    for worker in ["0", "1"] {
+        succeed(work.stage(SAVE).env("WORKER", worker).env("WORKERS", "2"));
+    }
+    let expected = work.take();
+
+    let mut array = cluster.command("sbatch");
+    array.args(["--parsable", "--array=0-1", "--exclusive=user"]);
+    array.arg(script("submit_save_activations.sh")).envs(work.settings());
+    let array = cluster.run(array.env("PIPELINE_BIN", binaries()).env("RAYON_NUM_THREADS", "1"));
+    let elements = [0, 1].map(|n| format!("{array}_{n}"));
+    let shards = || fs_err::read_dir(work.run("capture").join("tokens")).map_or(0, Iterator::count);
+    assert!(within(90, || shards() >= 2), "nothing was captured: {}", cluster.logs());
+
+    // A more important job takes the node.
+    let urgent =
+        ["-p", "high", "--exclusive", "-o", "/dev/null", "--parsable", "--wrap", "sleep 1"];
+    let winner = cluster.run(cluster.command("sbatch").args(urgent));
+    cluster.wait(&winner, "JobState", "COMPLETED");
+    let before = shards();
+    assert!(within(90, || shards() > before), "nothing went on: {}", cluster.logs());
+    assert!(elements.iter().all(|e| restarts(&cluster, e) >= 1), "{}", cluster.logs());
+
+    // The node's daemon dies; the captures on it live on beside those that start anew.
+    let lost = elements.each_ref().map(|e| restarts(&cluster, e));
+    cluster.daemon("kill", "n1");
+    let requeued = || elements.iter().zip(lost).all(|(e, n)| restarts(&cluster, e) > n);
+    assert!(within(90, requeued), "the dead node's jobs were not queued again");
+    cluster.daemon("start", "n1");
+    for element in &elements {
+        cluster.wait(element, "JobState", "COMPLETED");
+    }
+    Contents::read(&work.store()).assert_same(&expected, "after pre-emption and a lost node");
 }
