@@ -185,6 +185,6 @@ fn another_number_of_workers_is_refused() {
     let output = start(&work, 0, 3).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("WORKERS 2") && said.contains("now it is 3"), "{said}");
+    assert!(said.contains("WORKERS: run has `2`, now `3`"), "{said}");
     Contents::read(&work.store()).assert_same(&before, "refused");
 }

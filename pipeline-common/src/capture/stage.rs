@@ -332,6 +332,11 @@ fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
         return Ok(());
     };
     let _lock = run_lock(&job.run_dir)?;
+    // Of several that end at once one completes the run.
+    if CaptureMeta::read(&job.run_dir)?.is_some_and(|meta| meta.totals.is_some()) {
+        tracing::info!("stream {} is done, another worker completed the run", job.share.index);
+        return Ok(());
+    }
     let (totals, statistics) = worker::complete(&job.run_dir, &lines)?;
     for (hook, statistics) in job.meta.hooks.iter_mut().zip(statistics) {
         hook.statistics = Some(statistics);

@@ -3,11 +3,10 @@
 use std::f32::consts::FRAC_1_SQRT_2;
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 
 use super::{
     elementary::{erf, exp},
-    host::{tensor, view},
+    host::{by_chunks, tensor, view},
     vector::simd,
 };
 
@@ -50,8 +49,10 @@ impl Activation {
     /// What the device reports.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         let Some(xs) = view(x) else { return self.portable(x) };
-        let mut out = xs.to_vec();
-        out.par_chunks_mut(CHUNK).for_each(|y| self.apply_to(y));
+        let out = by_chunks(xs.len(), CHUNK, |i, y| {
+            y.copy_from_slice(&xs[i * CHUNK..][..y.len()]);
+            self.apply_to(y);
+        });
         tensor(out, x.shape())
     }
 
@@ -63,10 +64,10 @@ impl Activation {
         let (Some(gs), Some(us)) = (view(gate), view(up)) else {
             return self.portable(gate)? * up;
         };
-        let mut out = gs.to_vec();
-        out.par_chunks_mut(CHUNK).zip(us.par_chunks(CHUNK)).for_each(|(y, u)| {
+        let out = by_chunks(gs.len(), CHUNK, |i, y| {
+            y.copy_from_slice(&gs[i * CHUNK..][..y.len()]);
             self.apply_to(y);
-            y.iter_mut().zip(u).for_each(|(y, u)| *y *= u);
+            y.iter_mut().zip(&us[i * CHUNK..]).for_each(|(y, u)| *y *= u);
         });
         tensor(out, gate.shape())
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use candle_core::{CpuStorage, Device, Result, Shape, Storage, StorageRef, Tensor};
+use rayon::prelude::*;
 
 /// The numbers of a contiguous f32 tensor in main memory.
 pub(super) struct View<'a> {
@@ -37,6 +38,34 @@ pub(super) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> 
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
 }
 
+/// A vector of `len` numbers, of which tasks write a chunk each; they are given the chunk's number
+/// and zeros.
+///
+/// Each task clears its own chunk: one thread that cleared all of it would take a tenth of a
+/// forward pass.
+pub(super) fn by_chunks(
+    len: usize,
+    chunk: usize,
+    write: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(len);
+    let parts = out.spare_capacity_mut()[..len].par_chunks_mut(chunk.max(1));
+    parts.enumerate().for_each(|(i, part)| {
+        part.iter_mut().for_each(|x| {
+            x.write(0.0);
+        });
+        #[expect(unsafe_code, reason = "no safe way from written to initialised")]
+        // SAFETY: each number was just written.
+        write(i, unsafe { part.assume_init_mut() });
+    });
+    #[expect(unsafe_code, reason = "no safe way from written to initialised")]
+    // SAFETY: the chunks cover `len` numbers, all written.
+    unsafe {
+        out.set_len(len);
+    }
+    out
+}
+
 /// Numbers that several tasks write at once, each its own part.
 pub(super) struct Output<'a> {
     data: *mut f32,
@@ -48,9 +77,18 @@ pub(super) struct Output<'a> {
 // SAFETY: the pointer is only used in `at` and `write`, whose callers keep to their own part.
 unsafe impl Sync for Output<'_> {}
 
-impl<'a> Output<'a> {
-    pub fn new(data: &'a mut [f32]) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), _borrowed: PhantomData }
+impl Output<'_> {
+    /// A vector of `len` numbers that `write` has written.
+    ///
+    /// # Safety
+    /// `write` writes each of them, and reads none before.
+    #[expect(unsafe_code, reason = "clearing what is written anyway takes a tenth of a pass")]
+    pub unsafe fn written(len: usize, write: impl FnOnce(&Self)) -> Vec<f32> {
+        let mut out: Vec<f32> = Vec::with_capacity(len);
+        write(&Self { data: out.as_mut_ptr(), len, _borrowed: PhantomData });
+        // SAFETY: the caller vouches that all are written.
+        unsafe { out.set_len(len) };
+        out
     }
 
     /// The place of a number.
@@ -65,7 +103,7 @@ impl<'a> Output<'a> {
     pub fn write(&self, offset: usize, part: &[f32]) {
         assert!(offset + part.len() <= self.len, "part of an output");
         #[expect(unsafe_code, reason = "see above")]
-        // SAFETY: the part lies inside the borrowed slice, and no other task writes or reads it.
+        // SAFETY: the part lies inside the vector, and no other task writes or reads it.
         unsafe {
             std::ptr::copy_nonoverlapping(part.as_ptr(), self.at(offset), part.len());
         }

@@ -1,11 +1,10 @@
 //! RMS norm and layer norm over the last dimension, statistics in f32.
 
 use candle_core::{D, DType, Result, Tensor};
-use rayon::prelude::*;
 
 use super::{
     elementary::sum,
-    host::{tensor, view},
+    host::{by_chunks, tensor, view},
     vector::simd,
 };
 
@@ -18,12 +17,11 @@ const ROWS: usize = 16;
 /// What the device reports.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (Some(xs), Some(w)) = (view(x), view(weight)) else { return portable_rms(x, weight, eps) };
-    let mut out = vec![0.0; xs.len()];
-    let rows = ROWS * w.len();
-    out.par_chunks_mut(rows).zip(xs.par_chunks(rows)).for_each(|(y, x)| {
+    let chunk = ROWS * w.len();
+    let out = by_chunks(xs.len(), chunk, |i, y| {
         simd(
             #[inline(always)]
-            || rms_rows(x, &w, eps as f32, y),
+            || rms_rows(&xs[i * chunk..], &w, eps as f32, y),
         )
     });
     tensor(out, x.shape())
@@ -38,12 +36,11 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let (Some(xs), Some(w), Some(b)) = (view(x), view(weight), view(bias)) else {
         return portable_layer(x, weight, bias, eps);
     };
-    let mut out = vec![0.0; xs.len()];
-    let rows = ROWS * w.len();
-    out.par_chunks_mut(rows).zip(xs.par_chunks(rows)).for_each(|(y, x)| {
+    let chunk = ROWS * w.len();
+    let out = by_chunks(xs.len(), chunk, |i, y| {
         simd(
             #[inline(always)]
-            || layer_rows(x, &w, &b, eps as f32, y),
+            || layer_rows(&xs[i * chunk..], &w, &b, eps as f32, y),
         )
     });
     tensor(out, x.shape())

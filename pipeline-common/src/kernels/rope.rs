@@ -1,10 +1,9 @@
 //! Rotary position embedding: pairs (i, i + d/2) of each head turn by an angle of their position.
 
 use candle_core::{D, Result, Tensor};
-use rayon::prelude::*;
 
 use super::{
-    host::{tensor, view},
+    host::{by_chunks, tensor, view},
     vector::simd,
 };
 
@@ -20,18 +19,15 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (Some(xs), Some(c), Some(s)) = (view(x), view(cos), view(sin)) else {
         return portable(x, cos, sin);
     };
-    let mut out = vec![0.0; xs.len()];
-    out.par_chunks_mut(ROWS * width)
-        .zip(xs.par_chunks(ROWS * width))
-        .zip(c.par_chunks(ROWS * half).zip(s.par_chunks(ROWS * half)))
-        .for_each(|((y, x), (c, s))| {
-            let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
-            let angles = c.chunks_exact(half).zip(s.chunks_exact(half));
-            simd(
-                #[inline(always)]
-                || rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)),
-            );
-        });
+    let out = by_chunks(xs.len(), ROWS * width, |i, y| {
+        let rows = y.chunks_exact_mut(width).zip(xs[i * ROWS * width..].chunks_exact(width));
+        let at = i * ROWS * half;
+        let angles = c[at..].chunks_exact(half).zip(s[at..].chunks_exact(half));
+        simd(
+            #[inline(always)]
+            || rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)),
+        );
+    });
     tensor(out, x.shape())
 }
 

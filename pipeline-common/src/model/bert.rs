@@ -259,15 +259,11 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, starts: &[usize], tape: &mut Tape) -> Result<Tensor, Halt> {
-        let attn = self.attn.forward(x, starts, None, tape)?;
-        tape.at(Point::AttnOut, &attn)?;
-        let sum = (x + attn)?;
+        let sum = self.attn.add_onto(x, x, starts, None, tape)?;
         tape.at(Point::ResidMid, &sum)?;
         let x = self.attn_norm.forward(&sum)?;
         tape.at(Point::MlpIn, &x)?;
-        let mlp = self.mlp.forward(&x, tape)?;
-        tape.at(Point::MlpOut, &mlp)?;
-        let sum = (x + mlp)?;
+        let sum = self.mlp.add_onto(&x, &x, tape)?;
         tape.at(Point::ResidSum, &sum)?;
         let x = self.mlp_norm.forward(&sum)?;
         tape.at(Point::ResidPost, &x)?;

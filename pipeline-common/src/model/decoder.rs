@@ -280,15 +280,11 @@ impl Block {
     ) -> Result<Tensor, Halt> {
         let normed = self.attn_norm.forward(x)?;
         tape.at(Point::AttnIn, &normed)?;
-        let attn = self.attn.forward(&normed, starts, Some(angles), tape)?;
-        tape.at(Point::AttnOut, &attn)?;
-        let x = (x + attn)?;
+        let x = self.attn.add_onto(x, &normed, starts, Some(angles), tape)?;
         tape.at(Point::ResidMid, &x)?;
         let normed = self.mlp_norm.forward(&x)?;
         tape.at(Point::MlpIn, &normed)?;
-        let mlp = self.mlp.forward(&normed, tape)?;
-        tape.at(Point::MlpOut, &mlp)?;
-        let x = (x + mlp)?;
+        let x = self.mlp.add_onto(&x, &normed, tape)?;
         tape.at(Point::ResidPost, &x)?;
         Ok(x)
     }

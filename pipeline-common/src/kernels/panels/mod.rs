@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use self::tile::{COLUMNS, Kernel, ROWS, Tile};
 use super::{
     activation::Activation,
-    host::{Output, tensor, view},
+    host::{Output, View, by_chunks, tensor, view},
     vector::simd,
 };
 
@@ -112,27 +112,42 @@ impl Panels {
         Ok(Some(Self::new(n.div_ceil(HALF) * COLUMNS, k, dtype, row)))
     }
 
-    /// Hands the product's tiles to `finish`, each with its first row and its columns.
-    fn multiply(&self, x: &[f32], finish: impl Fn(&mut Tile, Range<usize>, Range<usize>) + Sync) {
+    /// The product of x [rows, k], of which `finish` makes [rows, n] with `width` columns a panel.
+    ///
+    /// It is given each row's sums over a panel, the row, and the output's columns, and leaves what
+    /// belongs there at the front of the sums.
+    fn multiply(
+        &self,
+        x: &[f32],
+        (n, width): (usize, usize),
+        finish: impl Fn(&mut [f32; COLUMNS], usize, &Range<usize>) + Sync,
+    ) -> Result<Tensor> {
         let rows = x.len() / self.k.max(1);
         let input = Input::new(x, self);
-        let finish = |tile: &mut Tile, rows, panel: usize| {
-            finish(tile, rows, panel * COLUMNS..self.n.min((panel + 1) * COLUMNS));
-        };
-        tasks(rows, self.k, self.n.div_ceil(COLUMNS)).into_par_iter().for_each_init(
-            Vec::new,
-            |widened, (rows, panels)| {
-                let mut tile = [[0.0; COLUMNS]; ROWS];
-                for panel in panels {
-                    let source = input.panel(panel, widened);
-                    for begin in rows.clone().step_by(ROWS) {
-                        let rows = begin..rows.end.min(begin + ROWS);
-                        source.run(&rows, &mut tile);
-                        finish(&mut tile, rows, panel);
-                    }
+        let block = |out: &Output<'_>, widened: &mut Vec<f32>, rows: Range<usize>, panel| {
+            let source = input.panel(panel, widened);
+            let columns = panel * width..n.min((panel + 1) * width);
+            let mut tile = [[0.0; COLUMNS]; ROWS];
+            for begin in rows.clone().step_by(ROWS) {
+                let rows = begin..rows.end.min(begin + ROWS);
+                source.run(&rows, &mut tile);
+                for (row, sums) in rows.zip(&mut tile) {
+                    finish(sums, row, &columns);
+                    out.write(row * n + columns.start, &sums[..columns.len()]);
                 }
-            },
-        );
+            }
+        };
+        let tasks = tasks(rows, self.k, n.div_ceil(width)).into_par_iter();
+        #[expect(unsafe_code, reason = "clearing what is written anyway takes time")]
+        // SAFETY: the tasks cover every row of every panel (tested), and the panels every column.
+        let out = unsafe {
+            Output::written(rows * n, |out| {
+                tasks.for_each_init(Vec::new, |widened, (rows, panels)| {
+                    panels.for_each(|panel| block(out, widened, rows.clone(), panel));
+                });
+            })
+        };
+        tensor(out, (rows, n))
     }
 }
 
@@ -219,14 +234,13 @@ const CHUNK: usize = 64 * 1024;
 
 /// x rounded to bf16, as f32.
 fn rounded(x: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    by_chunks(x.len(), CHUNK, |i, y| {
+        let x = &x[i * CHUNK..];
         simd(
             #[inline(always)]
             || y.iter_mut().zip(x).for_each(|(y, x)| *y = round(*x)),
         );
-    });
-    out
+    })
 }
 
 /// To the nearest bf16, ties to even; not-a-number and the infinities stay what they are.
@@ -265,28 +279,35 @@ fn widen(pairs: &[[bf16; 2]], out: &mut Vec<f32>) {
     );
 }
 
-/// `x Wᵀ + bias`: x [rows, k], the weight [n, k], bias `[n]`; returns [rows, n].
+/// What is added to a product.
+#[derive(Clone, Copy, Default)]
+pub struct Plus<'a> {
+    /// `[n]`, to every row.
+    pub bias: Option<&'a Tensor>,
+    /// [rows, n], after the bias.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `residual + (x Wᵀ + bias)`: x [rows, k], the weight [n, k]; returns [rows, n].
 ///
 /// # Errors
 /// Operands that are not f32 in main memory, or do not fit.
-pub fn linear(x: &Tensor, weight: &Panels, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (xs, rows) = operand(x, weight)?;
-    let bias = bias
-        .map(|b| view(b).filter(|b| b.len() == weight.n))
-        .map(|b| b.ok_or_else(|| misfit("bias", weight)));
-    let bias = bias.transpose()?;
-    let mut out = vec![0.0; rows * weight.n];
-    let to = Output::new(&mut out);
-    weight.multiply(&xs, |tile, rows, columns| {
-        for (row, sums) in rows.zip(tile) {
-            let sums = &mut sums[..columns.len()];
-            if let Some(bias) = &bias {
-                sums.iter_mut().zip(&bias[columns.clone()]).for_each(|(s, b)| *s += b);
-            }
-            to.write(row * weight.n + columns.start, sums);
+pub fn linear(x: &Tensor, weight: &Panels, plus: Plus<'_>) -> Result<Tensor> {
+    let n = weight.n;
+    let xs = operand(x, weight)?;
+    let rows = xs.len() / weight.k.max(1);
+    let bias = added(plus.bias, n, weight)?;
+    let residual = added(plus.residual, rows * n, weight)?;
+    weight.multiply(&xs, (n, COLUMNS), |sums, row, columns| {
+        let sums = &mut sums[..columns.len()];
+        if let Some(bias) = &bias {
+            sums.iter_mut().zip(&bias[columns.clone()]).for_each(|(s, b)| *s += b);
         }
-    });
-    tensor(out, (rows, weight.n))
+        if let Some(residual) = &residual {
+            let residual = &residual[row * n + columns.start..];
+            sums.iter_mut().zip(residual).for_each(|(s, r)| *s += r);
+        }
+    })
 }
 
 /// The inner activation of a gated feed-forward block, `act(x Gᵀ) · x Uᵀ`: x [rows, k], the pair
@@ -309,37 +330,33 @@ pub fn gate(x: &Tensor, pair: &Panels, act: Activation, n: usize) -> Result<Tens
     halves(x, pair, n, |gate, _| act.apply_to(gate))
 }
 
-/// [rows, n] from both halves of each tile; `join` leaves its result in the first.
+/// [rows, n] from both halves of each panel; `join` leaves its result in the first.
 fn halves(
     x: &Tensor,
     pair: &Panels,
     n: usize,
     join: impl Fn(&mut [f32], &[f32]) + Sync,
 ) -> Result<Tensor> {
-    let (xs, rows) = operand(x, pair)?;
+    let xs = operand(x, pair)?;
     if n.div_ceil(HALF) * COLUMNS != pair.n {
         return Err(misfit("pair", pair));
     }
-    let mut out = vec![0.0; rows * n];
-    let to = Output::new(&mut out);
-    pair.multiply(&xs, |tile, rows, columns| {
-        let begin = columns.start / 2;
-        let width = HALF.min(n - begin);
-        for (row, sums) in rows.zip(tile) {
-            let (gate, up) = sums.split_at_mut(HALF);
-            join(gate, up);
-            to.write(row * n + begin, &gate[..width]);
-        }
-    });
-    tensor(out, (rows, n))
+    pair.multiply(&xs, (n, HALF), |sums, _, _| {
+        let (gate, up) = sums.split_at_mut(HALF);
+        join(gate, up);
+    })
 }
 
-fn operand<'a>(x: &'a Tensor, weight: &Panels) -> Result<(super::host::View<'a>, usize)> {
-    let fits = |dims: &[usize]| matches!(dims, [_, k] if *k == weight.k);
-    match view(x) {
-        Some(xs) if fits(x.dims()) => Ok((xs, x.dim(0)?)),
-        _ => Err(misfit("input", weight)),
-    }
+/// The numbers of a term, which must be `len`.
+fn added<'a>(term: Option<&'a Tensor>, len: usize, to: &Panels) -> Result<Option<View<'a>>> {
+    let numbers = |t| view(t).filter(|numbers| numbers.len() == len);
+    let misfit = || misfit("what is added to the output", to);
+    term.map(|t| numbers(t).ok_or_else(misfit)).transpose()
+}
+
+fn operand<'a>(x: &'a Tensor, weight: &Panels) -> Result<View<'a>> {
+    let fits = matches!(x.dims(), [_, k] if *k == weight.k);
+    view(x).filter(|_| fits).ok_or_else(|| misfit("input", weight))
 }
 
 fn misfit(what: &str, weight: &Panels) -> candle_core::Error {
@@ -376,16 +393,21 @@ mod tests {
             let (x, w, b) = (numbers(1, (rows, k)), numbers(2, (n, k)), numbers(3, n));
             let panels = Panels::of(&w, DType::F32).unwrap().unwrap();
             let expected = chain(&x, &w, |x| x);
-            prop_assert_eq!(flat(&linear(&x, &panels, None).unwrap()), expected.clone());
+            prop_assert_eq!(flat(&linear(&x, &panels, Plus::default()).unwrap()), expected.clone());
             let biased: Vec<f32> = expected.iter().zip(flat(&b).iter().cycle()).map(|(y, b)| y + b).collect();
-            prop_assert_eq!(flat(&linear(&x, &panels, Some(&b)).unwrap()), biased);
+            let plus = Plus { bias: Some(&b), residual: None };
+            prop_assert_eq!(flat(&linear(&x, &panels, plus).unwrap()), biased.clone());
+            let residual = numbers(4, (rows, n));
+            let plus = Plus { residual: Some(&residual), ..plus };
+            let all: Vec<f32> = flat(&residual).iter().zip(&biased).map(|(r, y)| r + y).collect();
+            prop_assert_eq!(flat(&linear(&x, &panels, plus).unwrap()), all);
         }
 
         #[test]
         fn bf16_rounds_both_factors_and_sums_in_f32(rows in 1_usize..30, k in 1_usize..80, n in 1_usize..100) {
             let (x, w) = (numbers(1, (rows, k)), numbers(2, (n, k)));
             let panels = Panels::of(&w, DType::BF16).unwrap().unwrap();
-            let found = flat(&linear(&x, &panels, None).unwrap());
+            let found = flat(&linear(&x, &panels, Plus::default()).unwrap());
             for (a, e) in found.iter().zip(chain(&x, &w, bf16_of)) {
                 let tolerance = if tile::has_fast_dot() { 1e-5 * k as f32 } else { 0.0 };
                 prop_assert!((a - e).abs() <= tolerance);
@@ -396,7 +418,10 @@ mod tests {
         fn a_pair_is_joined_in_its_own_columns(rows in 1_usize..20, k in 1_usize..40, n in 1_usize..80) {
             let (x, g, u) = (numbers(1, (rows, k)), numbers(2, (n, k)), numbers(3, (n, k)));
             let pair = Panels::of_pair(&g, &u, DType::F32).unwrap().unwrap();
-            let single = |w| linear(&x, &Panels::of(w, DType::F32).unwrap().unwrap(), None).unwrap();
+            let single = |w| {
+                let panels = Panels::of(w, DType::F32).unwrap().unwrap();
+                linear(&x, &panels, Plus::default()).unwrap()
+            };
             let expected = Activation::Silu.gated(&single(&g), &single(&u)).unwrap();
             prop_assert_eq!(flat(&gated(&x, &pair, Activation::Silu, n).unwrap()), flat(&expected));
             let alone = Activation::Silu.apply(&single(&g)).unwrap();
@@ -416,9 +441,10 @@ mod tests {
         let (x, w) = (numbers(1, (1000, 96)), numbers(2, (200, 96)));
         for dtype in [DType::F32, DType::BF16] {
             let panels = Panels::of(&w, dtype).unwrap().unwrap();
-            let all = flat(&linear(&x, &panels, None).unwrap());
+            let all = flat(&linear(&x, &panels, Plus::default()).unwrap());
             for row in [0, 7, 8, 500, 999] {
-                let alone = flat(&linear(&x.narrow(0, row, 1).unwrap(), &panels, None).unwrap());
+                let alone =
+                    flat(&linear(&x.narrow(0, row, 1).unwrap(), &panels, Plus::default()).unwrap());
                 assert_eq!(alone, all[row * 200..(row + 1) * 200], "row {row}, {dtype:?}");
             }
         }
@@ -440,8 +466,14 @@ mod tests {
     #[test]
     fn operands_that_do_not_fit_are_refused() {
         let panels = Panels::of(&numbers(1, (4, 6)), DType::F32).unwrap().unwrap();
-        assert!(linear(&numbers(2, (3, 5)), &panels, None).is_err());
-        assert!(linear(&numbers(2, (3, 6)), &panels, Some(&numbers(3, 5))).is_err());
+        assert!(linear(&numbers(2, (3, 5)), &panels, Plus::default()).is_err());
+        let term = numbers(3, (3, 5));
+        let (bias, residual) = (
+            Plus { bias: Some(&term), residual: None },
+            Plus { bias: None, residual: Some(&term) },
+        );
+        assert!(linear(&numbers(2, (3, 6)), &panels, bias).is_err());
+        assert!(linear(&numbers(2, (3, 6)), &panels, residual).is_err());
         assert!(gated(&numbers(2, (3, 6)), &panels, Activation::Silu, 4).is_err());
         let long = numbers(1, (4, 6)).to_dtype(DType::F64).unwrap();
         assert!(Panels::of(&long, DType::F32).unwrap().is_none());

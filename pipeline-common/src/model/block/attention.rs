@@ -22,11 +22,13 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// [rows, d_model] to [rows, d_model], each sentence by itself.
+    /// `residual` plus what the attention makes of `x`, both [rows, d_model], each sentence by
+    /// itself.
     ///
     /// `angles` turns queries and keys where positions are rotary.
-    pub fn forward(
+    pub fn add_onto(
         &self,
+        residual: &Tensor,
         x: &Tensor,
         starts: &[usize],
         angles: Option<&Angles>,
@@ -38,6 +40,6 @@ impl Attention {
         }
         let mixed = attention(&q, &k, &self.v.forward(x)?, starts, self.heads)?;
         tape.at(Point::Z, &mixed)?;
-        Ok(self.o.forward(&mixed)?)
+        self.o.add_onto(residual, &mixed, (Point::AttnOut, tape))
     }
 }

@@ -2,8 +2,13 @@
 
 use candle_core::{Result, Tensor};
 
-use super::super::{ModelError, weights::Weights};
-use crate::kernels::panels::{Panels, linear};
+use super::super::{
+    ModelError,
+    site::Point,
+    tape::{Halt, Tape},
+    weights::Weights,
+};
+use crate::kernels::panels::{Panels, Plus, linear};
 
 /// `x Wᵀ + b`; the weight is stored [out, in].
 pub struct Linear {
@@ -38,15 +43,41 @@ impl Linear {
 
     /// [rows, in] to [rows, out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.add_to(None, x)
+    }
+
+    /// `residual`, if any, plus the layer's output: the sum is written without the output.
+    pub fn add_to(&self, residual: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
         let weight = match &self.weight {
-            Matrix::Panels(panels) => return linear(x, panels, self.bias.as_ref()),
+            Matrix::Panels(panels) => {
+                return linear(x, panels, Plus { bias: self.bias.as_ref(), residual });
+            }
             Matrix::Tensor(weight) => weight,
         };
         let y = x.matmul(&weight.t()?)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        match residual {
+            Some(residual) => residual + y,
             None => Ok(y),
         }
+    }
+
+    /// `residual` plus the layer's output, which is handed out first if it was asked for.
+    pub fn add_onto(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        (point, tape): (Point, &mut Tape),
+    ) -> std::result::Result<Tensor, Halt> {
+        if !tape.wants(point) {
+            return Ok(self.add_to(Some(residual), x)?);
+        }
+        let y = self.forward(x)?;
+        tape.at(point, &y)?;
+        Ok((residual + y)?)
     }
 }
 

@@ -57,8 +57,13 @@ impl GatedMlp {
         })
     }
 
-    /// [rows, d_model] to [rows, d_model].
-    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> std::result::Result<Tensor, Halt> {
+    /// `residual` plus what the block makes of `x`, both [rows, d_model].
+    pub fn add_onto(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        tape: &mut Tape,
+    ) -> std::result::Result<Tensor, Halt> {
         if tape.wants(Point::MlpGate) {
             tape.at(Point::MlpGate, &self.gate(x)?)?;
         }
@@ -67,7 +72,7 @@ impl GatedMlp {
             Inner::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?)?,
         };
         tape.at(Point::MlpAct, &inner)?;
-        Ok(self.down.forward(&inner)?)
+        self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
     }
 
     fn gate(&self, x: &Tensor) -> Result<Tensor> {
@@ -86,10 +91,15 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// [rows, d_model] to [rows, d_model].
-    pub fn forward(&self, x: &Tensor, tape: &mut Tape) -> std::result::Result<Tensor, Halt> {
+    /// `residual` plus what the block makes of `x`, both [rows, d_model].
+    pub fn add_onto(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        tape: &mut Tape,
+    ) -> std::result::Result<Tensor, Halt> {
         let inner = self.act.apply(&self.up.forward(x)?)?;
         tape.at(Point::MlpAct, &inner)?;
-        Ok(self.down.forward(&inner)?)
+        self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
     }
 }
