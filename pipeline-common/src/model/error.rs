@@ -102,6 +102,16 @@ pub enum ModelError {
         /// Names that exist.
         known: String,
     },
+    /// No hook has a name of that pattern.
+    #[error("no hook of {architecture} matches `{pattern}`")]
+    NoMatch {
+        /// As the user wrote it.
+        pattern: String,
+        /// The model's class.
+        architecture: String,
+        /// The names most like it.
+        near: String,
+    },
     /// The model is shallower than that.
     #[error("layer {layer} does not exist: {architecture} has layers 0 to {}", n_layers - 1)]
     NoSuchLayer {
@@ -162,6 +172,7 @@ impl Classify for ModelError {
     fn kind(&self) -> Kind {
         match self {
             Self::UnknownHook { .. }
+            | Self::NoMatch { .. }
             | Self::NoSuchLayer { .. }
             | Self::TooLong { .. }
             | Self::UnknownDevice { .. } => Kind::Usage,
@@ -174,6 +185,9 @@ impl Classify for ModelError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownHook { known, .. } => Some(format!("hooks: {known}")),
+            Self::NoMatch { near, .. } => {
+                Some(format!("near it are {near}; discover_layers lists every hook"))
+            }
             Self::NoSuchLayer { n_layers, .. } => Some(format!(
                 "set LAYER_NUM between 0 and {}; discover_layers lists every hook",
                 n_layers - 1
