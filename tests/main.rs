@@ -11,6 +11,7 @@ mod hostile;
 mod hub;
 mod interop;
 mod kill;
+mod policy;
 mod report;
 mod slurm;
 mod workload;

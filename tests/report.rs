@@ -17,7 +17,9 @@ use pipeline_common::{
         history::{Record, Validation},
         train::TrainingMeta,
     },
-    shard::{ActivationWriter, Committed, Tokens, manifest, reader::MANIFEST, tokens::Token},
+    shard::{
+        ActivationWriter, Committed, Dropped, Tokens, manifest, reader::MANIFEST, tokens::Token,
+    },
     stage::{ResolvedConfig, atomic},
 };
 
@@ -95,8 +97,15 @@ impl Planted {
             },
             workers: 1,
             activation_scale: 1.0,
+            policy: None,
             config: ResolvedConfig::default(),
-            totals: Some(Totals { shards: 2, sentences: 60, rows, tokens_seen: rows }),
+            totals: Some(Totals {
+                shards: 2,
+                sentences: 60,
+                rows,
+                tokens_seen: rows,
+                ..Totals::default()
+            }),
         };
         meta.write(&dir).unwrap();
     }
@@ -139,6 +148,7 @@ impl Planted {
             sentences: sentences.len() as u64,
             rows: tokens.rows() as u64,
             tokens_seen: tokens.rows() as u64,
+            dropped: Dropped::default(),
             tokens: tokens.write(&dir.join("tokens").join(&name), dir, &vec![]).unwrap(),
             hooks: vec![hook],
         };

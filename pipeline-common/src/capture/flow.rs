@@ -13,10 +13,14 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 
-use super::worker::{Batch, Worker};
+use super::{
+    policy::Rows,
+    worker::{Batch, Worker},
+};
 use crate::{
+    kernels::host,
     model::{Hook, HookedModel, Packed},
-    shard::tokens::Token,
+    shard::{Dropped, tokens::Token},
     stage::{Context, Failure, Result},
     text::{
         Dataset, Document,
@@ -25,7 +29,7 @@ use crate::{
 };
 
 /// Batches each queue holds.
-const QUEUE: usize = 2;
+pub const QUEUE: usize = 2;
 
 /// What turns documents into tokens.
 #[derive(Clone, Copy, Debug)]
@@ -38,15 +42,37 @@ pub struct Source<'a> {
     pub max_length: usize,
     /// Documents a batch.
     pub batch_size: u64,
-    /// Whether special tokens get rows.
-    pub keep_special: bool,
+    /// Which tokens get rows.
+    pub rows: &'a Rows,
 }
 
 /// A batch on its way to the model.
-struct Tokenised {
-    documents: Range<u64>,
-    texts: Vec<Document>,
-    encodings: Vec<Encoding>,
+#[derive(Debug)]
+pub struct Tokenised {
+    /// The documents it covers.
+    pub documents: Range<u64>,
+    /// Their texts.
+    pub texts: Vec<Document>,
+    /// Their tokens.
+    pub encodings: Vec<Encoding>,
+}
+
+impl Source<'_> {
+    /// The documents of a range as tokens; fewer where the dataset ends before.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the dataset or its text.
+    pub fn tokenise(&self, documents: Range<u64>) -> Result<Tokenised> {
+        let texts =
+            self.dataset.documents(documents.clone())?.collect::<std::result::Result<_, _>>()?;
+        self.encode(documents, texts)
+    }
+
+    fn encode(&self, documents: Range<u64>, texts: Vec<Document>) -> Result<Tokenised> {
+        let strings: Vec<String> = texts.iter().map(|d| d.text.clone()).collect();
+        let encodings = self.tokenizer.encode_batch(&strings, self.max_length)?;
+        Ok(Tokenised { documents, texts, encodings })
+    }
 }
 
 /// Captures the documents the worker has left; returns when all are committed or a stop was
@@ -116,9 +142,7 @@ fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Re
             ))
             .hint("a file changed while it was read: give RUN_ID a new name"));
         }
-        let strings: Vec<String> = texts.iter().map(|d| d.text.clone()).collect();
-        let encodings = source.tokenizer.encode_batch(&strings, source.max_length)?;
-        if out.send(Tokenised { documents: begin..end, texts, encodings }).is_err() {
+        if out.send(source.encode(begin..end, texts)?).is_err() {
             break;
         }
         begin = end;
@@ -133,7 +157,11 @@ fn write(worker: &mut Worker, batches: &Receiver<Batch>) -> Result<()> {
     worker.commit()
 }
 
-fn compute(
+/// Runs a batch through the model and keeps the rows that policies leave.
+///
+/// # Errors
+/// What the model reports.
+pub fn compute(
     source: Source<'_>,
     model: &dyn HookedModel,
     hooks: &[Hook],
@@ -141,19 +169,12 @@ fn compute(
 ) -> Result<Batch> {
     let Tokenised { documents, texts, encodings } = tokenised;
     // A document without text would be a sentence of special tokens alone.
-    let kept =
-        |e: &Encoding| e.special.iter().map(|s| source.keep_special || !s).collect::<Vec<_>>();
-    let used: Vec<(Document, Encoding, Vec<bool>)> = texts
-        .into_iter()
-        .zip(encodings)
-        .map(|(d, e)| {
-            let keep = kept(&e);
-            (d, e, keep)
-        })
-        .filter(|(_, e, keep)| keep.contains(&true) && e.special.contains(&false))
-        .collect();
-    let packed = Packed::new(used.iter().map(|(_, e, _)| &e.ids));
-    let keep: Vec<bool> = used.iter().flat_map(|(_, _, keep)| keep.iter().copied()).collect();
+    let used = texts.into_iter().zip(encodings).filter(|(_, e)| e.special.contains(&false));
+    let used: Vec<(Document, Encoding)> = used.collect();
+    let packed = Packed::new(used.iter().map(|(_, e)| &e.ids));
+    let mut dropped = Dropped::default();
+    let mut keep: Vec<bool> =
+        used.iter().flat_map(|(_, e)| source.rows.of_sentence(e, &mut dropped)).collect();
     let mut rows = vec![vec![]; hooks.len()];
     if packed.rows() > 0 {
         model.forward(&packed, hooks, &mut |hook, tensor| {
@@ -161,27 +182,31 @@ fn compute(
             Ok(())
         })?;
     }
+    source.rows.drop_large(&mut keep, &mut rows, &mut dropped);
     let tokens_seen = packed.rows() as u64;
-    let sentences = used.into_iter().map(sentence).collect();
-    Ok(Batch { documents, tokens_seen, sentences, rows })
+    let spans = packed.starts.windows(2);
+    let sentences =
+        used.into_iter().zip(spans).map(|(used, s)| sentence(used, &keep[s[0]..s[1]])).collect();
+    Ok(Batch { documents, tokens_seen, dropped, sentences, rows })
 }
 
 /// The rows to keep of a `[rows, width]` tensor.
 fn kept_rows(tensor: &Tensor, keep: &[bool]) -> candle_core::Result<Vec<f32>> {
-    let index: Vec<u32> = (0..keep.len() as u32).filter(|i| keep[*i as usize]).collect();
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    let tensor = if index.len() < keep.len() {
-        let n = index.len();
-        tensor.index_select(&Tensor::from_vec(index, n, &Device::Cpu)?, 0)?
-    } else {
-        tensor
-    };
-    tensor.flatten_all()?.to_vec1()
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let values =
+        host::view(&tensor).ok_or(candle_core::Error::RequiresContiguous { op: "rows" })?;
+    let width = values.len() / keep.len();
+    let mut kept = Vec::with_capacity(keep.iter().filter(|k| **k).count() * width);
+    for (row, _) in values.chunks_exact(width).zip(keep).filter(|(_, keep)| **keep) {
+        kept.extend_from_slice(row);
+    }
+    Ok(kept)
 }
 
 /// A sentence's document, its text up to the last token, and its kept tokens.
-fn sentence(
-    (document, encoding, keep): (Document, Encoding, Vec<bool>),
+pub fn sentence(
+    (document, encoding): (Document, Encoding),
+    keep: &[bool],
 ) -> (u64, String, Vec<Token>) {
     let mut text = document.text;
     let end = encoding.offsets.iter().map(|(_, end)| *end).max().unwrap_or(0);

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::PolicyRecord;
 use crate::stage::{
     Failure, ResolvedConfig, Result, atomic,
     meta::{self, META},
@@ -31,6 +32,9 @@ pub struct CaptureMeta {
     pub workers: usize,
     /// What activations were multiplied by before they were stored.
     pub activation_scale: f32,
+    /// What got rows and how they were stored; absent in runs of versions before policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyRecord>,
     /// Every setting that decides the result, with its origin.
     pub config: ResolvedConfig,
     /// Present once every worker is done.
@@ -78,6 +82,12 @@ pub struct Statistics {
     pub rms_norm: f64,
     /// Largest magnitude of any element.
     pub max_abs: f64,
+    /// Elements that did not fit f16 and were stored as its largest number.
+    #[serde(default, skip_serializing_if = "crate::shard::stats::is_zero")]
+    pub saturated: u64,
+    /// Rows with such an element.
+    #[serde(default, skip_serializing_if = "crate::shard::stats::is_zero")]
+    pub saturated_rows: u64,
 }
 
 /// The captured documents.
@@ -100,8 +110,22 @@ pub struct Totals {
     pub sentences: u64,
     /// Rows of each hook.
     pub rows: u64,
-    /// Tokens the model saw; those without a row were special tokens.
+    /// Tokens the model saw.
     pub tokens_seen: u64,
+    /// Those without a row, by the policy that dropped them.
+    #[serde(default)]
+    pub dropped: DroppedTokens,
+}
+
+/// Tokens without a row, by the first policy that dropped them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedTokens {
+    /// Special tokens.
+    pub special: u64,
+    /// Among the first positions of their sentence.
+    pub first: u64,
+    /// With a row of too large a norm.
+    pub norm: u64,
 }
 
 impl CaptureMeta {
@@ -134,6 +158,49 @@ impl CaptureMeta {
     /// Any I/O error, naming the path.
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         Ok(atomic::write_json(&run_dir.join(META), self)?)
+    }
+
+    /// A name made from what is captured: the same capture finds its run again.
+    pub(super) fn default_name(&self) -> String {
+        let model = self.model.id.rsplit('/').find(|part| !part.is_empty()).unwrap_or("model");
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+        let settings = format!("{:?} {:?} {:?}", self.model, self.dataset, self.config.values());
+        let digest = blake3::hash(settings.as_bytes()).to_hex();
+        format!(
+            "{}-{}",
+            model.chars().map(plain).collect::<String>().trim_start_matches('.'),
+            &digest[..8]
+        )
+    }
+
+    /// Refuses to go on where model, text, workers or policies are not those the run was begun with.
+    pub(super) fn must_match(&self, stored: &Self) -> Result<()> {
+        let differ = |what: &str, before: String, now: String| {
+            Err(Failure::usage(format!(
+                "run `{}` was begun with {what} {before}, now it is {now}",
+                stored.run_id
+            ))
+            .hint("restore it, or give RUN_ID a new name"))
+        };
+        if self.model != stored.model {
+            return differ("model", format!("{:?}", stored.model), format!("{:?}", self.model));
+        }
+        if self.dataset != stored.dataset {
+            return differ(
+                "dataset",
+                format!("{:?}", stored.dataset),
+                format!("{:?}", self.dataset),
+            );
+        }
+        if self.workers != stored.workers {
+            return differ("WORKERS", stored.workers.to_string(), self.workers.to_string());
+        }
+        if let (Some(now), Some(before)) = (&self.policy, &stored.policy)
+            && !now.same(before)
+        {
+            return differ("policies", format!("{before:?}"), format!("{now:?}"));
+        }
+        Ok(())
     }
 
     /// The hook that training or reading means: `wanted` by any of its names, or the only one.

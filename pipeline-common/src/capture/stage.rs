@@ -1,41 +1,41 @@
-//! What to capture, and what it will cost.
+//! What to capture, and the run it belongs to.
 
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
-use candle_core::DType;
-use clap::{Parser, ValueEnum, builder::BoolishValueParser};
+use clap::Parser;
 
 use super::{
+    args::CaptureArgs,
+    check,
     flow::{self, Source, check_vocabulary},
     meta::{CaptureMeta, DatasetRecord, HookRecord, ModelRecord, SCHEMA},
+    policy::{HookLimit, NormLimit, Overflow, PolicyArgs, Rows, median_norm},
+    verify_model,
     worker::{self, Target, Worker},
 };
 use crate::{
-    kernels::product::{Matrix, Write, product},
-    model::{self, Hook, HookArgs, ModelInfo, flops_per_token},
+    model::{self, Hook, HookArgs, HookedModel, ModelInfo},
     slurm::Share,
     stage::{
         CommonArgs, Context, Failure, Result, Stage,
         lock::Lock,
-        progress::{bytes, clock, thousands},
+        progress::thousands,
         store::{Pointer, Store},
     },
     text::{DataArgs, Dataset, Hub, HubArgs, ModelArgs, Snapshot, Streams, tokenizer::Tokenizer},
 };
-
-/// Documents that `--check` tokenises to estimate the rest.
-const SAMPLE: u64 = 200;
 
 const EXAMPLES: &str = "\
 Examples:
   MODEL_ID=configs/demo/model HF_DATASET=configs/demo/text/demo.jsonl 01_save_activations
   LAYER_NUM=8 HOOK=resid_post 01_save_activations --check
   LAYERS=4,8,12 HOOK=resid_mid,mlp_out 01_save_activations --data-limit 100000
+  LAYERS=0-11:3 HOOK='*hook_resid_*' 01_save_activations          patterns, in every third layer
   HOOK=model.layers.16.post_attention_layernorm 01_save_activations
+  KEEP_BOS=1 DROP_NORM_ABOVE=10x 01_save_activations --verify-model
   sbatch --array=0-7 slurm/submit_save_activations.sh      eight workers, one stream each";
 
 /// Saves a model's activations on a dataset as memory-mapped f16 shards.
@@ -57,79 +57,24 @@ pub struct SaveActivations {
     #[command(flatten)]
     hub: HubArgs,
     #[command(flatten)]
-    capture: CaptureArgs,
-}
-
-/// How documents become rows.
-#[derive(clap::Args, Clone, Debug)]
-#[command(next_help_heading = "Capture")]
-struct CaptureArgs {
-    /// Tokens a document is cut to, special tokens included
-    #[arg(long, env, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    max_length: u32,
-    /// Documents a forward pass
-    #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    batch_size_save: u32,
-    /// What the model computes in
-    #[arg(long, env, value_enum, default_value_t = Precision::F32)]
-    dtype: Precision,
-    /// Keep rows of BOS and other special tokens
-    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
-          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
-    keep_special: bool,
-    /// Activations are multiplied by this before they are stored as f16
-    #[arg(long, env, default_value_t = 1.0, value_parser = scale)]
-    activation_scale: f32,
-    /// Size of a shard in MiB
-    #[arg(long, env, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    shard_mib: u32,
-    /// This worker, from 0 [default: the job array's task, else 0]
-    #[arg(long, env)]
-    worker: Option<usize>,
-    /// Workers that share the documents [default: the job array's size, else 1]
-    #[arg(long, env)]
-    workers: Option<usize>,
-}
-
-/// Number formats of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// 32-bit.
-    F32,
-    /// 16-bit with f32's range; for GPUs.
-    Bf16,
-    /// 16-bit; for GPUs.
-    F16,
-}
-
-impl Precision {
-    const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-}
-
-fn scale(text: &str) -> std::result::Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(x) if x.is_finite() && x > 0.0 => Ok(x),
-        _ => Err("expected a number above 0".to_owned()),
-    }
+    pub(super) capture: CaptureArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 /// Everything resolved and opened, before the model's weights.
-struct Job {
-    store: Store,
-    meta: CaptureMeta,
-    run_dir: PathBuf,
-    snapshot: Snapshot,
-    info: ModelInfo,
-    hooks: Vec<Hook>,
-    tokenizer: Tokenizer,
-    dataset: Dataset,
-    share: Share,
+pub(super) struct Job {
+    pub store: Store,
+    pub meta: CaptureMeta,
+    pub run_dir: PathBuf,
+    pub snapshot: Snapshot,
+    pub info: ModelInfo,
+    pub hooks: Vec<Hook>,
+    pub tokenizer: Tokenizer,
+    pub dataset: Dataset,
+    pub share: Share,
+    /// Which tokens get rows.
+    pub rows: Rows,
 }
 
 impl Stage for SaveActivations {
@@ -140,8 +85,11 @@ impl Stage for SaveActivations {
     }
 
     fn run(&self, context: &Context) -> Result<()> {
-        let job = self.open(context, true)?;
-        if let Some(done) = self.claim(context, &job)? {
+        let mut job = self.open(context, true)?;
+        if self.capture.verify_model {
+            context.print(&verify_model::verify(self, &job)?);
+        }
+        if let Some(done) = self.claim(context, &mut job)? {
             tracing::info!(
                 "run `{}` is complete already: {} rows",
                 done.run_id,
@@ -159,56 +107,17 @@ impl Stage for SaveActivations {
     }
 
     fn check(&self, context: &Context) -> Result<()> {
-        let job = self.open(context, false)?;
-        let documents = job.dataset.len();
-        let texts = job
-            .dataset
-            .documents(0..SAMPLE)?
-            .map(|d| d.map(|d| d.text))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        let encodings = job.tokenizer.encode_batch(&texts, self.capture.max_length as usize)?;
-        let sampled: usize = encodings.iter().map(|e| e.ids.len()).sum();
-        let kept: usize = encodings
-            .iter()
-            .map(|e| e.special.iter().filter(|s| self.capture.keep_special || !**s).count())
-            .sum();
-        let per_document = sampled as f64 / texts.len() as f64;
-        let tokens = per_document * documents as f64;
-        let rows = kept as f64 / texts.len() as f64 * documents as f64;
-        let flop: f64 = tokens
-            * job
-                .hooks
-                .iter()
-                .map(|h| flops_per_token(&job.info, h, per_document))
-                .fold(0.0, f64::max);
-        let width: usize = job.meta.hooks.iter().map(|h| h.d_in).sum();
-        let rate = product_rate(context.threads);
-        let hours = std::time::Duration::from_secs_f64(flop / rate / job.share.count as f64);
-        let names: Vec<&str> = job.meta.hooks.iter().map(|h| h.name.as_str()).collect();
-        context.print(&format!(
-            "run        {}\nmodel      {} ({}, {} layers)\nhooks      {}\ndocuments  {} in {} streams\n\
-             tokens     about {} to compute, {} to keep (from {} documents)\ndisk       about {}\n\
-             arithmetic {flop:.2e} FLOP\ntime       about {} a worker at the {:.0} GFLOP/s of products measured here\n",
-            job.meta.run_id,
-            job.meta.model.id,
-            job.info.architecture,
-            job.info.n_layers,
-            names.join(", "),
-            thousands(documents),
-            job.share.count,
-            thousands(tokens as u64),
-            thousands(rows as u64),
-            texts.len(),
-            bytes((rows * (width * 2 + 20) as f64) as u64),
-            clock(hours),
-            rate / 1e9,
-        ));
-        Ok(())
+        let job = self.open(context, self.capture.verify_model)?;
+        if self.capture.verify_model {
+            context.print(&verify_model::verify(self, &job)?);
+        }
+        check::check(self, &job, context)
     }
 }
 
 impl SaveActivations {
     fn open(&self, context: &Context, weights: bool) -> Result<Job> {
+        self.policy.check()?;
         let share = context.slurm.share(self.capture.worker, self.capture.workers)?;
         let hub = Hub::new(&self.hub);
         let snapshot = hub.model_dir(&self.model.model_id, &self.model.revision, weights)?;
@@ -222,6 +131,8 @@ impl SaveActivations {
         check_vocabulary(&tokenizer, info.vocab_size)?;
         let dataset = Dataset::open(&self.data.spec(), &hub)?;
         let store = Store::new(self.common.store_root());
+        let policy = self.policy.record(self.capture.max_length, self.capture.activation_scale);
+        let rows = policy.rows();
         let mut meta = CaptureMeta {
             schema: SCHEMA,
             run_id: String::new(),
@@ -239,32 +150,96 @@ impl SaveActivations {
             },
             workers: share.count,
             activation_scale: self.capture.activation_scale,
+            policy: Some(policy),
             config: context.config.scientific(),
             totals: None,
         };
         meta.run_id = self.common.run_id.clone().unwrap_or_else(|| meta.default_name());
         let run_dir = store.run_dir(&meta.run_id, Pointer::Capture)?;
-        Ok(Job { store, meta, run_dir, snapshot, info, hooks, tokenizer, dataset, share })
+        Ok(Job { store, meta, run_dir, snapshot, info, hooks, tokenizer, dataset, share, rows })
+    }
+
+    /// The job's documents and how they become rows.
+    pub(super) fn source<'a>(&self, job: &'a Job) -> Source<'a> {
+        Source {
+            dataset: &job.dataset,
+            tokenizer: &job.tokenizer,
+            max_length: self.capture.max_length as usize,
+            batch_size: u64::from(self.capture.batch_size_save),
+            rows: &job.rows,
+        }
+    }
+
+    /// Loads the model as deep as `hooks` need.
+    pub(super) fn load(&self, job: &Job, hooks: &[Hook]) -> Result<Box<dyn HookedModel>> {
+        let device = model::device(&self.common.device)?;
+        Ok(model::load(&job.snapshot.dir, hooks, &device, self.capture.dtype.dtype())?)
     }
 
     /// Records what the run is at its first start, compares at every later one; returns the
     /// record of a run that is complete.
-    fn claim(&self, context: &Context, job: &Job) -> Result<Option<CaptureMeta>> {
+    fn claim(&self, context: &Context, job: &mut Job) -> Result<Option<CaptureMeta>> {
         let stored = match CaptureMeta::read(&job.run_dir)? {
             Some(stored) => stored,
             None => {
                 fs_err::create_dir_all(&job.run_dir)?;
                 let _lock = run_lock(&job.run_dir)?;
-                let Some(stored) = CaptureMeta::read(&job.run_dir)? else {
-                    job.meta.write(&job.run_dir)?;
-                    return Ok(None);
-                };
-                stored
+                match CaptureMeta::read(&job.run_dir)? {
+                    Some(stored) => stored,
+                    None => {
+                        self.limit_norms(job)?;
+                        job.meta.write(&job.run_dir)?;
+                        return Ok(None);
+                    }
+                }
             }
         };
         context.config.must_match(&stored.config, &stored.run_id, "RUN_ID")?;
         job.meta.must_match(&stored)?;
+        if let Some(policy) = &stored.policy {
+            job.rows = policy.rows();
+            job.meta.policy = Some(policy.clone());
+        }
         Ok(stored.totals.is_some().then_some(stored))
+    }
+
+    /// Settles the largest norm of each hook: every worker reads it from `meta.json`.
+    fn limit_norms(&self, job: &mut Job) -> Result<()> {
+        let Some(setting) = self.policy.drop_norm_above else { return Ok(()) };
+        let limits = match setting {
+            NormLimit::Absolute(limit) => {
+                let of =
+                    |h: &HookRecord| HookLimit { hook: h.name.clone(), median_norm: None, limit };
+                job.meta.hooks.iter().map(of).collect()
+            }
+            NormLimit::Median(factor) => self.median_limits(job, factor)?,
+        };
+        if let Some(policy) = &mut job.meta.policy {
+            policy.norm.iter_mut().for_each(|norm| norm.limits.clone_from(&limits));
+            job.rows = policy.rows();
+        }
+        Ok(())
+    }
+
+    /// Multiples of each hook's median norm over the dataset's first batch.
+    fn median_limits(&self, job: &Job, factor: f64) -> Result<Vec<HookLimit>> {
+        let source = self.source(job);
+        let model = self.load(job, &job.hooks)?;
+        let first = source.tokenise(0..source.batch_size)?;
+        let batch = flow::compute(source, model.as_ref(), &job.hooks, first)?;
+        let limit = |(hook, rows): (&HookRecord, &Vec<f32>)| {
+            let median = median_norm(rows, hook.d_in)?;
+            let limit = median * factor;
+            Some(HookLimit { hook: hook.name.clone(), median_norm: Some(median), limit })
+        };
+        let limits: Option<_> = job.meta.hooks.iter().zip(&batch.rows).map(limit).collect();
+        limits.ok_or_else(|| {
+            let what = format!(
+                "the first {} documents have no row to take the median of",
+                source.batch_size
+            );
+            Failure::usage(what).hint("give DROP_NORM_ABOVE as a number, or raise BATCH_SIZE_SAVE")
+        })
     }
 
     fn target(&self, job: &Job) -> Target {
@@ -279,6 +254,7 @@ impl SaveActivations {
             run_dir: job.run_dir.clone(),
             hooks: meta.hooks.clone(),
             scale: self.capture.activation_scale,
+            saturate: self.policy.f16_overflow == Overflow::Saturate,
             shard_bytes: u64::from(self.capture.shard_mib) << 20,
             metadata: pairs.map(|(k, v)| (k.to_owned(), v.clone())).to_vec(),
         }
@@ -298,20 +274,11 @@ impl SaveActivations {
             job.dataset.len(),
             names.join(", ")
         );
-        if !self.capture.keep_special {
-            tracing::info!("BOS and other special tokens get no rows (KEEP_SPECIAL=1 keeps them)");
+        if let Some(words) = job.meta.policy.as_ref().and_then(|p| p.in_words()) {
+            tracing::info!("{words}");
         }
-        let device = model::device(&self.common.device)?;
-        let model =
-            model::load(&job.snapshot.dir, &job.hooks, &device, self.capture.dtype.dtype())?;
-        let source = Source {
-            dataset: &job.dataset,
-            tokenizer: &job.tokenizer,
-            max_length: self.capture.max_length as usize,
-            batch_size: u64::from(self.capture.batch_size_save),
-            keep_special: self.capture.keep_special,
-        };
-        flow::run(source, model.as_ref(), &job.hooks, &mut worker, context)?;
+        let model = self.load(job, &job.hooks)?;
+        flow::run(self.source(job), model.as_ref(), &job.hooks, &mut worker, context)?;
         if worker.left().is_empty() {
             return Ok(());
         }
@@ -351,7 +318,32 @@ fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
         totals.shards,
         job.run_dir.display()
     );
+    report_losses(&job.meta);
     Ok(())
+}
+
+/// How many tokens were dropped for what, and what was saturated.
+fn report_losses(meta: &CaptureMeta) {
+    let dropped = meta.totals.unwrap_or_default().dropped;
+    let counts = [
+        (dropped.special, "special"),
+        (dropped.first, "first positions"),
+        (dropped.norm, "rows of too large a norm"),
+    ];
+    let said: Vec<String> = counts
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, what)| format!("{} {what}", thousands(*n)))
+        .collect();
+    if !said.is_empty() {
+        tracing::info!("tokens without rows: {}", said.join(", "));
+    }
+    for hook in &meta.hooks {
+        if let Some(s) = hook.statistics.filter(|s| s.saturated > 0) {
+            let (n, rows) = (thousands(s.saturated), thousands(s.saturated_rows));
+            tracing::warn!("hook `{}`: {n} elements in {rows} rows were beyond f16", hook.name);
+        }
+    }
 }
 
 fn record(hook: &Hook, info: &ModelInfo) -> HookRecord {
@@ -362,59 +354,5 @@ fn record(hook: &Hook, info: &ModelInfo) -> HookRecord {
         directory: hook.signature(info).replace(['#', '/'], "_"),
         d_in: hook.width(info),
         statistics: None,
-    }
-}
-
-/// FLOP/s of f32 products on this machine now, from a short probe.
-fn product_rate(threads: usize) -> f64 {
-    const N: usize = 768;
-    let (a, b) = (vec![0.5_f32; N * N], vec![0.25_f32; N * N]);
-    let mut out = vec![0.0; N * N];
-    let mut best = 0.0_f64;
-    for _ in 0..5 {
-        let began = Instant::now();
-        product(Matrix::new(&a, N, N), Matrix::new(&b, N, N), &mut out, Write::Replace, threads);
-        best = best.max(2.0 * (N * N * N) as f64 / began.elapsed().as_secs_f64());
-    }
-    best
-}
-
-impl CaptureMeta {
-    /// A name made from what is captured: the same capture finds its run again.
-    fn default_name(&self) -> String {
-        let model = self.model.id.rsplit('/').find(|part| !part.is_empty()).unwrap_or("model");
-        let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        let settings = format!("{:?} {:?} {:?}", self.model, self.dataset, self.config.values());
-        let digest = blake3::hash(settings.as_bytes()).to_hex();
-        format!(
-            "{}-{}",
-            model.chars().map(plain).collect::<String>().trim_start_matches('.'),
-            &digest[..8]
-        )
-    }
-
-    /// Refuses to go on where model, text or workers are not those the run was begun with.
-    fn must_match(&self, stored: &Self) -> Result<()> {
-        let differ = |what: &str, before: String, now: String| {
-            Err(Failure::usage(format!(
-                "run `{}` was begun with {what} {before}, now it is {now}",
-                stored.run_id
-            ))
-            .hint("restore it, or give RUN_ID a new name"))
-        };
-        if self.model != stored.model {
-            return differ("model", format!("{:?}", stored.model), format!("{:?}", self.model));
-        }
-        if self.dataset != stored.dataset {
-            return differ(
-                "dataset",
-                format!("{:?}", stored.dataset),
-                format!("{:?}", self.dataset),
-            );
-        }
-        if self.workers != stored.workers {
-            return differ("WORKERS", stored.workers.to_string(), self.workers.to_string());
-        }
-        Ok(())
     }
 }

@@ -8,14 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::meta::{HookRecord, Statistics, Totals};
+use super::meta::{DroppedTokens, HookRecord, Statistics, Totals};
 use crate::{
     shard::{
-        ActivationWriter, Committed, HookFile, Shard, Stats, Tokens,
+        ActivationWriter, Committed, Dropped, HookFile, Shard, Stats, Tokens,
         format::Metadata,
         manifest,
         reader::{MANIFEST, verified_tokens},
         tokens::Token,
+        writer::Saturated,
     },
     slurm::Share,
     stage::{Failure, Result, lock::Lock},
@@ -30,6 +31,8 @@ pub struct Target {
     pub hooks: Vec<HookRecord>,
     /// What activations are multiplied by.
     pub scale: f32,
+    /// Whether finite values beyond f16 are stored as its largest number.
+    pub saturate: bool,
     /// Bytes of activations per hook after which a shard is closed.
     pub shard_bytes: u64,
     /// Model, revision, tokenizer: repeated in every shard.
@@ -43,6 +46,8 @@ pub struct Batch {
     pub documents: Range<u64>,
     /// Tokens the model saw.
     pub tokens_seen: u64,
+    /// Of those, what policies dropped.
+    pub dropped: Dropped,
     /// Document, text and kept tokens of each sentence.
     pub sentences: Vec<(u64, String, Vec<Token>)>,
     /// One per hook, `[kept tokens, d_in]`.
@@ -60,6 +65,8 @@ pub struct Worker {
     open: Option<Open>,
     /// The unfinished shard that the next one replaces.
     unfinished: Option<Committed>,
+    /// Whether a saturated value was reported.
+    warned: bool,
     _lock: Lock,
 }
 
@@ -68,6 +75,7 @@ pub struct Worker {
 struct Open {
     first_document: u64,
     tokens_seen: u64,
+    dropped: Dropped,
     tokens: Tokens,
     writers: Vec<ActivationWriter>,
 }
@@ -99,6 +107,7 @@ impl Worker {
             shards: lines.len(),
             open: None,
             unfinished,
+            warned: false,
             _lock: lock,
         };
         worker.sweep()?;
@@ -126,12 +135,22 @@ impl Worker {
             None => self.begin(batch.documents.start)?,
         };
         for (writer, rows) in open.writers.iter_mut().zip(&mut batch.rows) {
-            writer.append(rows)?;
+            if let Some(Saturated { row, value }) = writer.append(rows)?
+                && !std::mem::replace(&mut self.warned, true)
+            {
+                tracing::warn!(
+                    "hook `{}`, row {row} of shard {}: {value} does not fit f16 and is stored as \
+                     65504; meta.json will say how many were",
+                    writer.hook(),
+                    self.shards
+                );
+            }
         }
         for (document, text, tokens) in batch.sentences {
             open.tokens.push(document, &text, tokens);
         }
         open.tokens_seen += batch.tokens_seen;
+        open.dropped.merge(batch.dropped);
         self.next_document = batch.documents.end;
         let whole = self.is_whole(&open);
         self.open = Some(open);
@@ -170,6 +189,7 @@ impl Worker {
             sentences: open.tokens.sentences() as u64,
             rows: open.tokens.rows() as u64,
             tokens_seen: open.tokens_seen,
+            dropped: open.dropped,
             tokens,
             hooks,
         };
@@ -226,15 +246,17 @@ impl Worker {
             let mut metadata = self.target.metadata.clone();
             metadata.push(("hook".into(), hook.name.clone()));
             metadata.push(("scale".into(), self.target.scale.to_string()));
-            writers.push(ActivationWriter::create(
+            let writer = ActivationWriter::create(
                 &path,
                 &hook.name,
                 hook.d_in,
                 self.target.scale,
                 metadata,
-            )?);
+            )?;
+            writers.push(writer.saturating(self.target.saturate));
         }
-        Ok(Open { first_document, tokens_seen: 0, tokens: Tokens::new(), writers })
+        let (tokens, dropped) = (Tokens::new(), Dropped::default());
+        Ok(Open { first_document, tokens_seen: 0, dropped, tokens, writers })
     }
 
     /// Reads an unfinished shard back.
@@ -242,10 +264,10 @@ impl Worker {
         let root = &self.target.run_dir;
         let mut open = self.begin(line.first_document)?;
         for (writer, file) in open.writers.iter_mut().zip(&line.hooks) {
-            writer.append_stored(Shard::open(root, line.clone(), file)?.rows())?;
+            writer.append_stored(Shard::open(root, line.clone(), file)?.rows(), &file.stats)?;
         }
         let tokens = verified_tokens(root, &line)?.into_tokens();
-        Ok(Open { tokens_seen: line.tokens_seen, tokens, ..open })
+        Ok(Open { tokens_seen: line.tokens_seen, dropped: line.dropped, tokens, ..open })
     }
 
     fn stem(&self) -> String {
@@ -297,12 +319,13 @@ pub fn all_committed(run_dir: &Path, streams: &[Range<u64>]) -> Result<Option<Ve
 /// An input failure if there is no row at all; I/O errors.
 pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Statistics>)> {
     let mut totals = Totals::default();
-    let mut stats: Vec<Stats> = vec![];
+    let (mut stats, mut dropped): (Vec<Stats>, _) = (vec![], Dropped::default());
     for line in lines {
         totals.shards += 1;
         totals.sentences += line.sentences;
         totals.rows += line.rows;
         totals.tokens_seen += line.tokens_seen;
+        dropped.merge(line.dropped);
         stats.resize(line.hooks.len(), Stats::default());
         stats.iter_mut().zip(&line.hooks).for_each(|(sum, hook)| sum.merge(&hook.stats));
     }
@@ -310,11 +333,17 @@ pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Stat
         return Err(Failure::input("no document has a token to keep: every one is empty")
             .hint("check TEXT_FIELD and DATA_LIMIT"));
     }
+    let Dropped { first, norm } = dropped;
+    // Whatever else the model saw was special.
+    let special = totals.tokens_seen.saturating_sub(totals.rows + first + norm);
+    totals.dropped = DroppedTokens { special, first, norm };
     manifest::write(&run_dir.join(MANIFEST), lines)?;
     let summary = |s: &Stats| Statistics {
         mean_norm: s.mean_norm(),
         rms_norm: s.rms_norm(),
         max_abs: s.max_abs,
+        saturated: s.saturated,
+        saturated_rows: s.saturated_rows,
     };
     Ok((totals, stats.iter().map(summary).collect()))
 }

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, Device, Result, Shape, Storage, StorageRef, Tensor
 use rayon::prelude::*;
 
 /// The numbers of a contiguous f32 tensor in main memory.
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     storage: StorageRef<'a>,
     range: Range<usize>,
 }
@@ -26,7 +26,7 @@ impl Deref for View<'_> {
 }
 
 /// The tensor's numbers, if the loops of this module can read them.
-pub(super) fn view(tensor: &Tensor) -> Option<View<'_>> {
+pub(crate) fn view(tensor: &Tensor) -> Option<View<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let (begin, end) = layout.contiguous_offsets()?;
     matches!(&*storage, Storage::Cpu(CpuStorage::F32(_)))

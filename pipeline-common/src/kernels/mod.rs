@@ -7,7 +7,7 @@
 //! are taken in a fixed order.
 
 mod elementary;
-mod host;
+pub(crate) mod host;
 
 pub mod activation;
 pub mod adam;

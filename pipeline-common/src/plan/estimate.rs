@@ -68,7 +68,7 @@ impl Estimate {
 }
 
 /// FLOP a second of a product that takes some milliseconds; the best of three.
-fn product_rate() -> f64 {
+pub(crate) fn product_rate() -> f64 {
     const N: usize = 512;
     let (a, mut out) = (vec![1.0_f32; N * N], vec![0.0_f32; N * N]);
     let mut seconds = || {

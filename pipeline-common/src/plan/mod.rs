@@ -13,6 +13,8 @@ use crate::{
     stage::{CommonArgs, Context, Failure, Result, Stage},
     text::{DataArgs, Hub, HubArgs, ModelArgs},
 };
+pub(crate) use estimate::product_rate;
+
 use estimate::Estimate;
 
 const EXAMPLES: &str = "Examples:

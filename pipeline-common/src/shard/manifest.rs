@@ -32,6 +32,30 @@ pub struct HookFile {
     pub stats: Stats,
 }
 
+/// Tokens without a row, beside special ones, by the policy that dropped them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Among the first positions of their sentence.
+    #[serde(default)]
+    pub first: u64,
+    /// With a row of too large a norm.
+    #[serde(default)]
+    pub norm: u64,
+}
+
+impl Dropped {
+    /// Whether no policy dropped anything.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds the counts of another shard or batch.
+    pub fn merge(&mut self, other: Self) {
+        self.first += other.first;
+        self.norm += other.norm;
+    }
+}
+
 /// A manifest line: a shard whose files are all in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Committed {
@@ -53,6 +77,9 @@ pub struct Committed {
     pub rows: u64,
     /// Tokens fed to the model, dropped ones included.
     pub tokens_seen: u64,
+    /// Of those, what policies dropped.
+    #[serde(default, skip_serializing_if = "Dropped::is_none")]
+    pub dropped: Dropped,
     /// The token file.
     pub tokens: ShardFile,
     /// One file per hook, in the run's order.
@@ -139,6 +166,7 @@ pub(crate) mod tests {
             sentences: 2,
             rows: 5,
             tokens_seen: 7,
+            dropped: Dropped::default(),
             tokens: file,
             hooks: vec![],
         }

@@ -19,7 +19,7 @@ pub mod tokens;
 pub mod writer;
 
 pub use error::ShardError;
-pub use manifest::{Committed, HookFile, ShardFile};
+pub use manifest::{Committed, Dropped, HookFile, ShardFile};
 pub use order::Order;
 pub use reader::{Shard, ShardSet};
 pub use stats::Stats;

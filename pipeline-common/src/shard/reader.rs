@@ -213,7 +213,7 @@ fn mismatch(path: &Path, field: &'static str, expected: u64, found: u64) -> Resu
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::shard::{ActivationWriter, Tokens, tokens::Token};
+    use crate::shard::{ActivationWriter, Dropped, Tokens, tokens::Token};
 
     /// A run of shards with `rows[i]` rows each, element = row number + column / 8, one sentence
     /// of up to 4 rows per document.
@@ -252,6 +252,7 @@ pub(crate) mod tests {
             sentences: tokens.sentences() as u64,
             rows: tokens.rows() as u64,
             tokens_seen: 0,
+            dropped: Dropped::default(),
             tokens: tokens.write(&dir.join("tokens").join(&name), dir, &vec![]).unwrap(),
             hooks: vec![hook],
         };

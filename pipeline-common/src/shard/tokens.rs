@@ -61,6 +61,15 @@ impl Tokens {
         self.token_id.len()
     }
 
+    /// Bytes of the file's payload.
+    pub fn bytes(&self) -> u64 {
+        let starts = size_of_val(&*self.sentence_start) + size_of_val(&*self.text_start);
+        let rows = size_of_val(&*self.token_id)
+            + size_of_val(&*self.position)
+            + size_of_val(&*self.offset);
+        (starts + size_of_val(&*self.document) + rows + self.text.len()) as u64
+    }
+
     /// Appends a sentence; one without kept tokens leaves no trace.
     pub fn push(&mut self, document: u64, text: &str, kept: impl IntoIterator<Item = Token>) {
         let before = self.rows();

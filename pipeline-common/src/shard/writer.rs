@@ -15,7 +15,7 @@ use super::{
     HookFile, ShardError, ShardFile, Stats,
     format::{self, Metadata, TensorSpec},
 };
-use crate::stage::atomic;
+use crate::{kernels::vector::simd, stage::atomic};
 
 /// A shard under construction.
 #[derive(Debug)]
@@ -26,8 +26,18 @@ pub struct ActivationWriter {
     metadata: Metadata,
     reserved: usize,
     scale: f32,
+    saturate: bool,
     stats: Stats,
     halves: Vec<f16>,
+}
+
+/// A value that did not fit and was stored as the largest f16.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Saturated {
+    /// Its row in the shard, from 0.
+    pub row: u64,
+    /// The value.
+    pub value: f32,
 }
 
 impl ActivationWriter {
@@ -54,9 +64,15 @@ impl ActivationWriter {
             metadata,
             reserved,
             scale,
+            saturate: false,
             stats: Stats::new(d_in),
             halves: Vec::new(),
         })
+    }
+
+    /// The hook's module path.
+    pub fn hook(&self) -> &str {
+        &self.hook
     }
 
     /// Rows written so far.
@@ -64,38 +80,71 @@ impl ActivationWriter {
         self.stats.rows
     }
 
-    /// Appends rows, `[n, d_in]` row-major.
+    /// Stores finite values that do not fit as the largest f16 and counts them, instead of failing.
+    #[must_use]
+    pub fn saturating(self, saturate: bool) -> Self {
+        Self { saturate, ..self }
+    }
+
+    /// Appends rows, `[n, d_in]` row-major; the first of them that was saturated, if any was.
     ///
     /// # Errors
     /// [`ShardError::Overflow`] or [`ShardError::NotANumber`] with the row; I/O errors.
-    pub fn append(&mut self, rows: &mut [f32]) -> Result<(), ShardError> {
+    pub fn append(&mut self, rows: &mut [f32]) -> Result<Option<Saturated>, ShardError> {
         if self.scale != 1.0 {
             rows.iter_mut().for_each(|x| *x *= self.scale);
         }
         let mut halves = std::mem::take(&mut self.halves);
         halves.resize(rows.len(), f16::ZERO);
         halves.convert_from_f32_slice(rows);
-        if let Some(bad) = halves.iter().position(|h| !h.is_finite()) {
-            return Err(self.not_finite(bad / self.stats.sum.len(), rows[bad]));
-        }
-        let written = self.append_stored(&halves);
+        // Statistics are of the numbers that a reader will see.
+        let first = if all_finite(&halves) { None } else { self.saturate(rows, &mut halves)? };
+        halves.convert_to_f32_slice(rows);
+        self.stats.add(rows);
+        let written = self.file.write_all(bytemuck::cast_slice(&halves));
         self.halves = halves;
-        written
+        written?;
+        Ok(first)
     }
 
-    /// Appends rows as they are stored: scaled, finite, f16.
+    /// Appends rows as they are stored: scaled, finite, f16; `stats` are theirs.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
-    pub fn append_stored(&mut self, rows: &[f16]) -> Result<(), ShardError> {
+    pub fn append_stored(&mut self, rows: &[f16], stats: &Stats) -> Result<(), ShardError> {
         let d_in = self.stats.sum.len();
-        // Statistics are of the numbers that a reader will see.
         let mut values = vec![0.0; d_in];
         for row in rows.chunks_exact(d_in) {
             row.convert_to_f32_slice(&mut values);
             self.stats.add(&values);
         }
+        self.stats.saturated += stats.saturated;
+        self.stats.saturated_rows += stats.saturated_rows;
         Ok(self.file.write_all(bytemuck::cast_slice(rows))?)
+    }
+
+    /// Replaces infinities that were finite by the largest f16.
+    fn saturate(
+        &mut self,
+        rows: &[f32],
+        halves: &mut [f16],
+    ) -> Result<Option<Saturated>, ShardError> {
+        let d_in = self.stats.sum.len();
+        let mut first = None;
+        for (row, (values, halves)) in rows.chunks(d_in).zip(halves.chunks_mut(d_in)).enumerate() {
+            let before = self.stats.saturated;
+            for (value, half) in values.iter().zip(halves).filter(|(_, h)| !h.is_finite()) {
+                if !self.saturate || !value.is_finite() {
+                    return Err(self.not_finite(row, *value));
+                }
+                *half = f16::MAX.copysign(*half);
+                self.stats.saturated += 1;
+                let row = self.stats.rows + row as u64;
+                first.get_or_insert(Saturated { row, value: *value });
+            }
+            self.stats.saturated_rows += u64::from(self.stats.saturated > before);
+        }
+        Ok(first)
     }
 
     fn not_finite(&self, row: usize, value: f32) -> ShardError {
@@ -123,6 +172,16 @@ impl ActivationWriter {
         atomic::commit(&self.partial, path)?;
         Ok(HookFile { hook: self.hook, file: ShardFile::of(path, root)?, stats: self.stats })
     }
+}
+
+fn all_finite(halves: &[f16]) -> bool {
+    const EXPONENT: u16 = 0x7c00;
+    // A maximum vectorises, a search that stops early does not.
+    let largest = simd(
+        #[inline(always)]
+        || halves.iter().fold(0, |m, h| (h.to_bits() & EXPONENT).max(m)),
+    );
+    largest < EXPONENT
 }
 
 /// The padding keeps the f64 sums aligned, which PyTorch insists on.

@@ -25,7 +25,7 @@ pub trait Stage: CommandFactory + FromArgMatches {
     /// Anything that stops it, with kind and hint.
     fn run(&self, context: &Context) -> Result<()>;
 
-    /// `--check`: opens the inputs, estimates disk, memory and time, prints them, computes nothing.
+    /// `--check`: opens the inputs, estimates disk, memory and time, prints them, writes nothing.
     ///
     /// # Errors
     /// Whatever would stop the run before its first result.

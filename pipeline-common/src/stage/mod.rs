@@ -2,9 +2,11 @@
 //!
 //! A stage is a clap struct that implements [`Stage`]; a binary is one call of [`main()`].
 
+pub mod ask;
 pub mod atomic;
 pub mod config;
 pub mod context;
+pub mod disk;
 pub mod error;
 pub mod lock;
 pub mod logging;
@@ -14,6 +16,7 @@ pub mod meta;
 pub mod progress;
 pub mod signals;
 pub mod store;
+pub mod time;
 
 pub use config::{CommonArgs, ResolvedConfig};
 pub use context::Context;
