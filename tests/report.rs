@@ -143,6 +143,7 @@ impl Planted {
             worker: 0,
             shard: n,
             unfinished: false,
+            recapture: false,
             first_document: first as u64,
             end_document: (first + sentences.len()) as u64,
             sentences: sentences.len() as u64,

@@ -98,8 +98,8 @@ pub fn succeed(command: &mut Command) -> (String, String) {
     (out, err)
 }
 
-/// Every file of a store but logs, timings and checkpoints, by relative path. Which checkpoints are
-/// left depends on when a training was interrupted; what came of them does not.
+/// Every file of a store but logs, timings, progress files and checkpoints, by relative path. Which
+/// checkpoints are left depends on when a training was interrupted; what came of them does not.
 pub struct Contents(BTreeMap<PathBuf, Vec<u8>>);
 
 impl Contents {
@@ -111,7 +111,8 @@ impl Contents {
                 let path = entry.unwrap().path();
                 let name = path.strip_prefix(store).unwrap().to_owned();
                 if path.is_dir() {
-                    if !name.ends_with("logs") && !name.ends_with("checkpoints") {
+                    let differing = ["logs", "checkpoints", "progress"];
+                    if !differing.iter().any(|folder| name.ends_with(folder)) {
                         folders.push(path);
                     }
                 } else if !name.ends_with("timing.json") {

@@ -3,7 +3,7 @@
 //! The model never waits for the disk, nor the disk for the model: each queue holds two batches,
 //! and whoever is ahead waits. Batches are a pure function of the stream and the configuration:
 //! BATCH_SIZE_SAVE documents each, counted from the stream's first document, so a restart at a
-//! shard's boundary computes the same batches.
+//! shard's boundary computes the same batches, and so does a shard that is captured again.
 
 use std::{
     ops::Range,
@@ -21,7 +21,7 @@ use crate::{
     kernels::host,
     model::{Hook, HookedModel, Packed},
     shard::{Dropped, tokens::Token},
-    stage::{Context, Failure, Result},
+    stage::{Context, Failure, Reporter, Result},
     text::{
         Dataset, Document,
         tokenizer::{Encoding, Tokenizer},
@@ -86,15 +86,17 @@ pub fn run(
     hooks: &[Hook],
     worker: &mut Worker,
     context: &Context,
+    reporter: &Reporter,
 ) -> Result<()> {
     let left = worker.left();
-    let mut progress = context.progress("capturing", left.end - left.start, "documents");
+    let progress = context.progress("capturing", worker.documents(), "documents");
+    let mut progress = progress.reported_by(reporter);
+    progress.resume_at(worker.documents() - worker.documents_left(), worker.captured().tokens_seen);
     thread::scope(|scope| {
         let (to_model, from_reader) = sync_channel(QUEUE);
         let (to_writer, from_model) = sync_channel(QUEUE);
-        let documents = left.clone();
-        let reader = scope.spawn(move || read(source, documents, &to_model));
-        let writer = scope.spawn(move || write(worker, &from_model));
+        let reader = scope.spawn(move || read(source, &left, &to_model));
+        let writer = scope.spawn(move || write(worker, &from_model, reporter));
         let mut forward = || -> Result<()> {
             for tokenised in &from_reader {
                 if context.stop.requested() {
@@ -125,7 +127,11 @@ fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> Result<T> {
     handle.join().map_err(|panic| std::panic::resume_unwind(panic))
 }
 
-fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Result<()> {
+fn read(source: Source<'_>, left: &[Range<u64>], out: &SyncSender<Tokenised>) -> Result<()> {
+    left.iter().try_for_each(|range| read_range(source, range, out))
+}
+
+fn read_range(source: Source<'_>, left: &Range<u64>, out: &SyncSender<Tokenised>) -> Result<()> {
     let mut documents = source.dataset.documents(left.clone())?;
     let mut begin = left.start;
     while begin < left.end {
@@ -150,11 +156,23 @@ fn read(source: Source<'_>, left: Range<u64>, out: &SyncSender<Tokenised>) -> Re
     Ok(())
 }
 
-fn write(worker: &mut Worker, batches: &Receiver<Batch>) -> Result<()> {
+fn write(worker: &mut Worker, batches: &Receiver<Batch>, reporter: &Reporter) -> Result<()> {
     for batch in batches {
         worker.add(batch)?;
+        report(worker, reporter);
     }
-    worker.commit()
+    worker.commit()?;
+    report(worker, reporter);
+    Ok(())
+}
+
+/// What is committed, which only the writer knows.
+pub fn report(worker: &Worker, reporter: &Reporter) {
+    let captured = worker.captured();
+    reporter.update(|beat| {
+        (beat.rows, beat.shards) = (captured.rows, captured.shards);
+        beat.tokens = beat.tokens.max(captured.tokens_seen);
+    });
 }
 
 /// Runs a batch through the model and keeps the rows that policies leave.

@@ -7,9 +7,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::policy::PolicyRecord;
-use crate::stage::{
-    Failure, ResolvedConfig, Result, atomic,
-    meta::{self, META},
+use crate::{
+    shard::{Committed, Dropped},
+    stage::{
+        Failure, ResolvedConfig, Result, atomic,
+        meta::{self, META},
+    },
 };
 
 /// Version of this file; readers refuse newer ones.
@@ -126,6 +129,28 @@ pub struct DroppedTokens {
     pub first: u64,
     /// With a row of too large a norm.
     pub norm: u64,
+}
+
+impl Totals {
+    /// The sums of these lines.
+    pub fn of<'a>(lines: impl IntoIterator<Item = &'a Committed>) -> Self {
+        lines.into_iter().fold(Self::default(), |sum, line| sum.with(line))
+    }
+
+    /// With one more shard.
+    #[must_use]
+    pub const fn with(mut self, line: &Committed) -> Self {
+        self.shards += 1;
+        self.sentences += line.sentences;
+        self.rows += line.rows;
+        self.tokens_seen += line.tokens_seen;
+        let Dropped { first, norm } = line.dropped;
+        self.dropped.first += first;
+        self.dropped.norm += norm;
+        // Whatever else the model saw was special.
+        self.dropped.special += line.tokens_seen.saturating_sub(line.rows + first + norm);
+        self
+    }
 }
 
 impl CaptureMeta {

@@ -12,7 +12,8 @@ pub mod meta;
 pub mod policy;
 mod stage;
 mod verify_model;
-mod worker;
+pub(crate) mod worker;
 
 pub use meta::CaptureMeta;
 pub use stage::SaveActivations;
+pub(crate) use stage::run_lock;

@@ -20,7 +20,7 @@ use crate::{
     model::{self, Hook, HookArgs, HookedModel, ModelInfo},
     slurm::Share,
     stage::{
-        CommonArgs, Context, Failure, Result, Stage,
+        CommonArgs, Context, Failure, Reporter, Result, Stage,
         lock::Lock,
         progress::thousands,
         store::{Pointer, Store},
@@ -100,8 +100,11 @@ impl Stage for SaveActivations {
         let streams = Streams::split(job.dataset.len(), job.share.count as u64);
         streams.agree(&job.run_dir)?;
         let stream = streams.range(job.share.index as u64);
-        let worker = Worker::claim(self.target(&job), job.share, stream)?;
-        self.capture(context, &job, worker)?;
+        let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, job.share);
+        reporter.watch(|| {
+            let worker = Worker::claim(self.target(&job), job.share, stream)?;
+            self.capture(context, &job, worker, &reporter)
+        })?;
         let streams: Vec<Range<u64>> = (0..streams.count).map(|i| streams.range(i)).collect();
         finish(job, &streams)
     }
@@ -260,45 +263,53 @@ impl SaveActivations {
         }
     }
 
-    fn capture(&self, context: &Context, job: &Job, mut worker: Worker) -> Result<()> {
-        let left = worker.left();
-        if left.is_empty() {
+    fn capture(
+        &self,
+        context: &Context,
+        job: &Job,
+        mut worker: Worker,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let (all, left) = (worker.documents(), worker.documents_left());
+        reporter.begin("documents", all - left, all);
+        flow::report(&worker, reporter);
+        if worker.left().is_empty() {
             return Ok(());
         }
         let names: Vec<&str> = job.meta.hooks.iter().map(|h| h.name.as_str()).collect();
+        let ranges: Vec<String> = worker.left().iter().map(|range| format!("{range:?}")).collect();
         tracing::info!(
-            "run `{}`: documents {}..{} of {}, hooks {}",
+            "run `{}`: documents {} of {}, hooks {}",
             job.meta.run_id,
-            left.start,
-            left.end,
-            job.dataset.len(),
+            ranges.join(" and "),
+            thousands(job.dataset.len()),
             names.join(", ")
         );
         if let Some(words) = job.meta.policy.as_ref().and_then(|p| p.in_words()) {
             tracing::info!("{words}");
         }
         let model = self.load(job, &job.hooks)?;
-        flow::run(self.source(job), model.as_ref(), &job.hooks, &mut worker, context)?;
+        flow::run(self.source(job), model.as_ref(), &job.hooks, &mut worker, context, reporter)?;
         if worker.left().is_empty() {
             return Ok(());
         }
-        let left = worker.left();
-        context.leave_if_asked(&format!("{} documents left", left.end - left.start))
+        context.leave_if_asked(&format!("{} documents left", worker.documents_left()))
     }
 }
 
 /// Held while a worker writes files that belong to the whole run.
-fn run_lock(run_dir: &Path) -> Result<Lock> {
+pub(crate) fn run_lock(run_dir: &Path) -> Result<Lock> {
     Lock::wait(&run_dir.join("run.lock"))
 }
 
 /// Completes the run if this was the last stream.
 fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
+    // Before the lines are read: what is marked for recapture meanwhile must not be published.
+    let _lock = run_lock(&job.run_dir)?;
     let Some(lines) = worker::all_committed(&job.run_dir, streams)? else {
         tracing::info!("stream {} is done, others are not", job.share.index);
         return Ok(());
     };
-    let _lock = run_lock(&job.run_dir)?;
     // Of several that end at once one completes the run.
     if CaptureMeta::read(&job.run_dir)?.is_some_and(|meta| meta.totals.is_some()) {
         tracing::info!("stream {} is done, another worker completed the run", job.share.index);

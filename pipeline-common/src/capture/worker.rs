@@ -1,14 +1,16 @@
 //! One stream's shards: where to go on, what is committed, who is writing.
 //!
 //! A worker that is asked to stop commits what it has as an unfinished shard; the next start reads
-//! it back and goes on with it. So shards do not depend on interruptions.
+//! it back and goes on with it. So shards do not depend on interruptions. Shards that were found
+//! damaged are captured again first, from the same batches, so that their files come out the same.
 
 use std::{
+    collections::VecDeque,
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use super::meta::{DroppedTokens, HookRecord, Statistics, Totals};
+use super::meta::{HookRecord, Statistics, Totals};
 use crate::{
     shard::{
         ActivationWriter, Committed, Dropped, HookFile, Shard, Stats, Tokens,
@@ -67,21 +69,38 @@ pub struct Worker {
     unfinished: Option<Committed>,
     /// Whether a saturated value was reported.
     warned: bool,
+    /// Shards to capture again, before the rest of the stream.
+    again: VecDeque<Committed>,
+    /// The whole shards.
+    captured: Totals,
     _lock: Lock,
 }
 
 /// The shard under construction.
 #[derive(Debug)]
 struct Open {
-    first_document: u64,
+    shard: usize,
+    documents: Range<u64>,
+    /// Where a shard that is captured again ends.
+    until: Option<u64>,
     tokens_seen: u64,
     dropped: Dropped,
     tokens: Tokens,
     writers: Vec<ActivationWriter>,
 }
 
-fn manifest_path(run_dir: &Path, worker: usize) -> PathBuf {
+/// The manifest of one worker.
+pub fn manifest_path(run_dir: &Path, worker: usize) -> PathBuf {
     run_dir.join("workers").join(format!("{worker}.jsonl"))
+}
+
+/// Held by the one process that writes a worker's files.
+///
+/// # Errors
+/// As [`Lock::take`].
+pub fn worker_lock(run_dir: &Path, worker: usize) -> Result<Lock> {
+    let path = run_dir.join("workers").join(format!("{worker}.lock"));
+    Lock::take(&path, &format!("stream {worker} of this run"))
 }
 
 impl Worker {
@@ -94,12 +113,12 @@ impl Worker {
         for dir in target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens", "workers"]) {
             fs_err::create_dir_all(target.run_dir.join(dir))?;
         }
-        let path = target.run_dir.join("workers").join(format!("{}.lock", share.index));
-        let lock = Lock::take(&path, &format!("stream {} of this run", share.index))?;
+        let lock = worker_lock(&target.run_dir, share.index)?;
         let mut lines = committed(&target.run_dir, share.index, &stream)?;
         let next_document = lines.last().map_or(stream.start, |l| l.end_document);
         let unfinished = lines.pop_if(|last| last.unfinished);
-        let mut worker = Self {
+        let captured = Totals::of(lines.iter().filter(|line| !line.recapture));
+        let worker = Self {
             target,
             share,
             stream,
@@ -108,21 +127,37 @@ impl Worker {
             open: None,
             unfinished,
             warned: false,
+            again: lines.into_iter().filter(|line| line.recapture).collect(),
+            captured,
             _lock: lock,
         };
         worker.sweep()?;
-        if let Some(line) = worker.unfinished.clone() {
-            worker.open = Some(worker.reopen(line)?);
-        }
         if worker.left().is_empty() {
             worker.forget_replaced_lines()?;
         }
         Ok(worker)
     }
 
-    /// The documents still to capture.
-    pub fn left(&self) -> Range<u64> {
-        self.next_document..self.stream.end
+    /// The documents still to capture, in the order in which [`Self::add`] expects them.
+    pub fn left(&self) -> Vec<Range<u64>> {
+        let again = self.again.iter().map(|line| line.first_document..line.end_document);
+        let rest = self.next_document..self.stream.end;
+        again.chain([rest]).filter(|range| !range.is_empty()).collect()
+    }
+
+    /// Documents of the stream.
+    pub fn documents(&self) -> u64 {
+        self.stream.end - self.stream.start
+    }
+
+    /// Documents still to capture.
+    pub fn documents_left(&self) -> u64 {
+        self.left().iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// What is committed.
+    pub fn captured(&self) -> Totals {
+        self.unfinished.iter().fold(self.captured, Totals::with)
     }
 
     /// Adds a batch; closes the shard when it is full or the stream ends.
@@ -151,27 +186,28 @@ impl Worker {
         }
         open.tokens_seen += batch.tokens_seen;
         open.dropped.merge(batch.dropped);
-        self.next_document = batch.documents.end;
+        open.documents.end = batch.documents.end;
         let whole = self.is_whole(&open);
         self.open = Some(open);
         if whole { self.commit() } else { Ok(()) }
     }
 
     /// Commits the shard under construction, if there is one; unfinished unless it is full or the
-    /// stream ends.
+    /// stream ends. One that is captured again is left to the next start unless it is whole.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
     pub fn commit(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        if self.unfinished.as_ref().is_some_and(|line| line.end_document == self.next_document) {
-            return Ok(());
+        let (again, unfinished) = (open.until.is_some(), !self.is_whole(&open));
+        if again && unfinished {
+            return self.sweep();
         }
-        let unfinished = !self.is_whole(&open);
+        let stem = self.stem(open.shard);
         let name = if unfinished {
-            format!("{}.until-{}.safetensors", self.stem(), self.next_document)
+            format!("{stem}.until-{}.safetensors", open.documents.end)
         } else {
-            format!("{}.safetensors", self.stem())
+            format!("{stem}.safetensors")
         };
         let root = &self.target.run_dir;
         let mut hooks: Vec<HookFile> = vec![];
@@ -182,10 +218,11 @@ impl Worker {
             open.tokens.write(&root.join("tokens").join(&name), root, &self.target.metadata)?;
         let line = Committed {
             worker: self.share.index,
-            shard: self.shards,
+            shard: open.shard,
             unfinished,
-            first_document: open.first_document,
-            end_document: self.next_document,
+            recapture: false,
+            first_document: open.documents.start,
+            end_document: open.documents.end,
             sentences: open.tokens.sentences() as u64,
             rows: open.tokens.rows() as u64,
             tokens_seen: open.tokens_seen,
@@ -193,17 +230,38 @@ impl Worker {
             tokens,
             hooks,
         };
-        manifest::append(&manifest_path(root, self.share.index), &line)?;
-        tracing::debug!(
-            "committed shard {} of worker {}: {} rows",
-            line.shard,
-            line.worker,
-            line.rows
-        );
-        self.shards += usize::from(!unfinished);
-        self.unfinished = unfinished.then_some(line);
+        let (shard, rows) = (line.shard, line.rows);
+        if again {
+            self.replace(line)?
+        } else {
+            self.append(line)?
+        }
+        tracing::debug!("committed shard {shard} of worker {}: {rows} rows", self.share.index);
         self.sweep()?;
-        if self.next_document == self.stream.end { self.forget_replaced_lines() } else { Ok(()) }
+        if self.left().is_empty() { self.forget_replaced_lines() } else { Ok(()) }
+    }
+
+    fn append(&mut self, line: Committed) -> Result<()> {
+        manifest::append(&manifest_path(&self.target.run_dir, self.share.index), &line)?;
+        self.next_document = line.end_document;
+        if line.unfinished {
+            self.unfinished = Some(line);
+        } else {
+            (self.unfinished, self.captured) = (None, self.captured.with(&line));
+            self.shards += 1;
+        }
+        Ok(())
+    }
+
+    /// Puts the line of a shard captured again in the place of the damaged one's.
+    fn replace(&mut self, line: Committed) -> Result<()> {
+        let mut lines = committed(&self.target.run_dir, self.share.index, &self.stream)?;
+        self.captured = self.captured.with(&line);
+        self.again.pop_front();
+        if let Some(damaged) = lines.iter_mut().find(|l| l.shard == line.shard) {
+            *damaged = line;
+        }
+        Ok(manifest::write(&manifest_path(&self.target.run_dir, self.share.index), &lines)?)
     }
 
     /// Removes what killed and stopped processes left: `.partial` files and unfinished shards that
@@ -234,15 +292,29 @@ impl Worker {
     }
 
     fn is_whole(&self, open: &Open) -> bool {
+        if let Some(end) = open.until {
+            return open.documents.end == end;
+        }
         let widest = self.target.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
         let bytes = open.tokens.rows() as u64 * widest as u64 * 2;
-        bytes >= self.target.shard_bytes || self.next_document == self.stream.end
+        bytes >= self.target.shard_bytes || open.documents.end == self.stream.end
     }
 
+    /// Begins the shard that `first_document` belongs to, or goes on with the unfinished one.
     fn begin(&self, first_document: u64) -> Result<Open> {
+        match (self.again.front(), self.unfinished.clone()) {
+            (Some(line), _) => {
+                self.begin_shard(line.shard, first_document, Some(line.end_document))
+            }
+            (None, Some(line)) => self.reopen(line),
+            (None, None) => self.begin_shard(self.shards, first_document, None),
+        }
+    }
+
+    fn begin_shard(&self, shard: usize, first_document: u64, until: Option<u64>) -> Result<Open> {
         let mut writers = vec![];
         for hook in &self.target.hooks {
-            let path = self.target.run_dir.join(&hook.directory).join(self.stem());
+            let path = self.target.run_dir.join(&hook.directory).join(self.stem(shard));
             let mut metadata = self.target.metadata.clone();
             metadata.push(("hook".into(), hook.name.clone()));
             metadata.push(("scale".into(), self.target.scale.to_string()));
@@ -255,14 +327,15 @@ impl Worker {
             )?;
             writers.push(writer.saturating(self.target.saturate));
         }
+        let documents = first_document..first_document;
         let (tokens, dropped) = (Tokens::new(), Dropped::default());
-        Ok(Open { first_document, tokens_seen: 0, dropped, tokens, writers })
+        Ok(Open { shard, documents, until, tokens_seen: 0, dropped, tokens, writers })
     }
 
     /// Reads an unfinished shard back.
     fn reopen(&self, line: Committed) -> Result<Open> {
         let root = &self.target.run_dir;
-        let mut open = self.begin(line.first_document)?;
+        let mut open = self.begin_shard(line.shard, line.first_document, None)?;
         for (writer, file) in open.writers.iter_mut().zip(&line.hooks) {
             writer.append_stored(Shard::open(root, line.clone(), file)?.rows(), &file.stats)?;
         }
@@ -270,8 +343,8 @@ impl Worker {
         Ok(Open { tokens_seen: line.tokens_seen, dropped: line.dropped, tokens, ..open })
     }
 
-    fn stem(&self) -> String {
-        format!("shard-{}-{}", self.share.index, self.shards)
+    fn stem(&self, shard: usize) -> String {
+        format!("shard-{}-{shard}", self.share.index)
     }
 }
 
@@ -305,7 +378,8 @@ pub fn all_committed(run_dir: &Path, streams: &[Range<u64>]) -> Result<Option<Ve
     let mut all = vec![];
     for (worker, stream) in streams.iter().enumerate() {
         let lines = committed(run_dir, worker, stream)?;
-        if lines.last().map_or(stream.start, |l| l.end_document) != stream.end {
+        let end = lines.last().map_or(stream.start, |l| l.end_document);
+        if end != stream.end || lines.iter().any(|l| l.recapture) {
             return Ok(None);
         }
         all.extend(lines);
@@ -318,26 +392,22 @@ pub fn all_committed(run_dir: &Path, streams: &[Range<u64>]) -> Result<Option<Ve
 /// # Errors
 /// An input failure if there is no row at all; I/O errors.
 pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Statistics>)> {
-    let mut totals = Totals::default();
-    let (mut stats, mut dropped): (Vec<Stats>, _) = (vec![], Dropped::default());
-    for line in lines {
-        totals.shards += 1;
-        totals.sentences += line.sentences;
-        totals.rows += line.rows;
-        totals.tokens_seen += line.tokens_seen;
-        dropped.merge(line.dropped);
-        stats.resize(line.hooks.len(), Stats::default());
-        stats.iter_mut().zip(&line.hooks).for_each(|(sum, hook)| sum.merge(&hook.stats));
-    }
+    let (totals, statistics) = sums(lines);
     if totals.rows == 0 {
         return Err(Failure::input("no document has a token to keep: every one is empty")
             .hint("check TEXT_FIELD and DATA_LIMIT"));
     }
-    let Dropped { first, norm } = dropped;
-    // Whatever else the model saw was special.
-    let special = totals.tokens_seen.saturating_sub(totals.rows + first + norm);
-    totals.dropped = DroppedTokens { special, first, norm };
     manifest::write(&run_dir.join(MANIFEST), lines)?;
+    Ok((totals, statistics))
+}
+
+/// The totals and each hook's statistics.
+pub fn sums(lines: &[Committed]) -> (Totals, Vec<Statistics>) {
+    let mut stats: Vec<Stats> = vec![];
+    for line in lines {
+        stats.resize(line.hooks.len(), Stats::default());
+        stats.iter_mut().zip(&line.hooks).for_each(|(sum, hook)| sum.merge(&hook.stats));
+    }
     let summary = |s: &Stats| Statistics {
         mean_norm: s.mean_norm(),
         rms_norm: s.rms_norm(),
@@ -345,5 +415,5 @@ pub fn complete(run_dir: &Path, lines: &[Committed]) -> Result<(Totals, Vec<Stat
         saturated: s.saturated,
         saturated_rows: s.saturated_rows,
     };
-    Ok((totals, stats.iter().map(summary).collect()))
+    (Totals::of(lines), stats.iter().map(summary).collect())
 }

@@ -26,8 +26,9 @@ use crate::{
     capture::{CaptureMeta, meta::HookRecord},
     kernels::columns::row_variance,
     shard::{Order, ShardSet, format, reader::MANIFEST},
+    slurm::Share,
     stage::{
-        CommonArgs, Context, Failure, ResolvedConfig, Result, Stage, atomic,
+        CommonArgs, Context, Failure, Reporter, ResolvedConfig, Result, Stage, atomic,
         lock::Lock,
         meta,
         progress::{bytes, thousands},
@@ -195,9 +196,13 @@ impl Stage for TrainSae {
             tracing::info!("training run `{}` is complete already", job.run_id);
             return job.store.publish(Pointer::Training, &job.run_id);
         }
-        let mut session = self.session(context, &job)?;
-        session.train(context)?;
-        self.finish(context, session)
+        let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, Share::WHOLE);
+        reporter.watch(|| {
+            reporter.begin("steps", 0, job.plan.schedule.steps);
+            let mut session = self.session(context, &job)?;
+            session.train(context, &reporter)?;
+            self.finish(context, session)
+        })
     }
 }
 
@@ -418,10 +423,12 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn train(&mut self, context: &Context) -> Result<()> {
+    fn train(&mut self, context: &Context, reporter: &Reporter) -> Result<()> {
         let plan = &self.job.plan;
-        let mut progress = context.progress("training", plan.schedule.steps, "steps");
-        progress.resume_at(self.trainer.state.step);
+        let progress = context.progress("training", plan.schedule.steps, "steps");
+        let mut progress = progress.reported_by(reporter);
+        let step = self.trainer.state.step;
+        progress.resume_at(step, step * plan.batch as u64);
         let began = Instant::now();
         let (mut rows, mut batch, mut note) = (vec![], vec![], String::new());
         while self.trainer.state.step < plan.schedule.steps {

@@ -67,6 +67,10 @@ pub struct Committed {
     /// and the line of the whole shard replaces this one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
+    /// Whether its files were found damaged: the next start captures its documents again, and the
+    /// line of the new files replaces this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recapture: bool,
     /// First document read for it.
     pub first_document: u64,
     /// One past the last document read for it.
@@ -91,6 +95,15 @@ pub struct Committed {
 /// # Errors
 /// I/O errors, and [`ShardError::Manifest`] for a line that cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Committed>, ShardError> {
+    read_each(path)?.into_iter().collect()
+}
+
+/// Reads a manifest line by line, whatever the other lines are.
+///
+/// # Errors
+/// I/O errors alone; [`ShardError::Manifest`] stands in the place of each line that cannot be
+/// read.
+pub fn read_each(path: &Path) -> Result<Vec<Result<Committed, ShardError>>, ShardError> {
     let text = match fs_err::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -109,7 +122,7 @@ pub fn read(path: &Path) -> Result<Vec<Committed>, ShardError> {
             // The parser sees one line only, and calls it line 1.
             reason: e.to_string().replace(" at line 1 column ", " at column "),
         };
-        lines.push(serde_json::from_slice(line.trim_ascii_end()).map_err(bad)?);
+        lines.push(serde_json::from_slice(line.trim_ascii_end()).map_err(bad));
         offset += line.len();
     }
     Ok(lines)
@@ -161,6 +174,7 @@ pub(crate) mod tests {
             worker,
             shard,
             unfinished: false,
+            recapture: false,
             first_document: 0,
             end_document: 2,
             sentences: 2,

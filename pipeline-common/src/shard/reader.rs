@@ -247,6 +247,7 @@ pub(crate) mod tests {
             worker: 0,
             shard: n,
             unfinished: false,
+            recapture: false,
             first_document: 0,
             end_document: 0,
             sentences: tokens.sentences() as u64,

@@ -37,11 +37,18 @@ pub struct Share {
     pub count: usize,
 }
 
+impl Share {
+    /// Everything: the only worker of a stage that does not share its work.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+}
+
 /// A typed view of SLURM's variables; absent ones are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlurmEnv {
     /// `SLURM_JOB_ID`.
     pub job_id: Option<u64>,
+    /// `SLURM_ARRAY_JOB_ID`: the id all elements of an array share.
+    pub array_job_id: Option<u64>,
     /// `SLURM_ARRAY_TASK_ID`.
     pub array_task_id: Option<usize>,
     /// `SLURM_ARRAY_TASK_MIN`.
@@ -58,6 +65,8 @@ pub struct SlurmEnv {
     pub cpus_per_task: Option<usize>,
     /// `SLURM_RESTART_COUNT`.
     pub restart_count: Option<u32>,
+    /// `SLURMD_NODENAME`: this node.
+    pub node: Option<String>,
 }
 
 impl SlurmEnv {
@@ -76,6 +85,7 @@ impl SlurmEnv {
     pub fn from_lookup(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         Ok(Self {
             job_id: number(&get, "SLURM_JOB_ID")?,
+            array_job_id: number(&get, "SLURM_ARRAY_JOB_ID")?,
             array_task_id: number(&get, "SLURM_ARRAY_TASK_ID")?,
             array_task_min: number(&get, "SLURM_ARRAY_TASK_MIN")?,
             array_task_max: number(&get, "SLURM_ARRAY_TASK_MAX")?,
@@ -84,7 +94,16 @@ impl SlurmEnv {
             tasks: number(&get, "SLURM_NTASKS")?,
             cpus_per_task: number(&get, "SLURM_CPUS_PER_TASK")?,
             restart_count: number(&get, "SLURM_RESTART_COUNT")?,
+            node: get("SLURMD_NODENAME").filter(|name| !name.is_empty()),
         })
+    }
+
+    /// The job as `squeue` and `scancel` name it: `123`, or `123_4` for an element of an array.
+    pub fn job(&self) -> Option<String> {
+        match (self.array_job_id, self.array_task_id) {
+            (Some(array), Some(task)) => Some(format!("{array}_{task}")),
+            _ => self.job_id.map(|id| id.to_string()),
+        }
     }
 
     /// This worker's share: explicit values win, then the job array, then srun's tasks.

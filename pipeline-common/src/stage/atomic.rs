@@ -40,6 +40,20 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     commit(&partial, path)
 }
 
+/// Replaces a whole file without fsync, making its directory first: readers see the old file or the
+/// new one, but a crash of the machine may lose both.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let partial = partial_path(path);
+    fs::write(&partial, bytes)?;
+    fs::rename(partial, path)
+}
+
 /// Writes `value` as pretty JSON with a final line feed, atomically.
 ///
 /// # Errors
@@ -48,6 +62,19 @@ pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> io::Result<()>
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     write(path, text.as_bytes())
+}
+
+/// Moves a file to another directory of the same file system, durably, making that directory first.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::rename(from, to)?;
+    sync_parent(to)?;
+    sync_parent(from)
 }
 
 /// Appends one line and makes it durable.

@@ -1,8 +1,11 @@
-//! Progress with rate and ETA: a bar on a terminal, a log line every 30 s in a batch job.
+//! Progress with rate and ETA: a bar on a terminal, a log line every 30 s in a batch job, and the
+//! worker's progress file.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Reporter;
 
 const LINE_EVERY: Duration = Duration::from_secs(30);
 const BAR: &str = "{prefix} {bar:30} {pos}/{len} {msg}";
@@ -16,6 +19,13 @@ pub enum Display {
     Lines,
 }
 
+/// What is counted besides units of work, and rated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rated {
+    Tokens,
+    Bytes,
+}
+
 /// Counts units of work (documents, steps) and tokens.
 #[derive(Debug)]
 pub struct Progress {
@@ -23,11 +33,14 @@ pub struct Progress {
     unit: &'static str,
     total: u64,
     done: u64,
-    already: u64,
     tokens: u64,
+    /// Units and tokens of earlier processes.
+    already: (u64, u64),
     began: Instant,
     last_line: Instant,
     bar: Option<ProgressBar>,
+    rated: Rated,
+    reporter: Option<Reporter>,
 }
 
 impl Progress {
@@ -41,13 +54,40 @@ impl Progress {
         });
         let now = Instant::now();
         let doing = doing.to_owned();
-        Self { doing, unit, total, done: 0, already: 0, tokens: 0, began: now, last_line: now, bar }
+        Self {
+            doing,
+            unit,
+            total,
+            done: 0,
+            tokens: 0,
+            already: (0, 0),
+            began: now,
+            last_line: now,
+            bar,
+            rated: Rated::Tokens,
+            reporter: None,
+        }
+    }
+
+    /// Rates bytes instead of tokens.
+    #[must_use]
+    pub fn of_bytes(mut self) -> Self {
+        self.rated = Rated::Bytes;
+        self
+    }
+
+    /// Keeps the worker's progress file up to date, too.
+    #[must_use]
+    pub fn reported_by(mut self, reporter: &Reporter) -> Self {
+        self.reporter = Some(reporter.clone());
+        self
     }
 
     /// Counts work that an earlier process did: part of the total, not of the rate.
-    pub fn resume_at(&mut self, done: u64) {
-        self.already = done;
+    pub fn resume_at(&mut self, done: u64, tokens: u64) {
+        self.already = (done, tokens);
         self.done = done;
+        self.report("");
         self.show(false);
     }
 
@@ -55,6 +95,7 @@ impl Progress {
     pub fn advance(&mut self, units: u64, tokens: u64, note: &str) {
         self.done += units;
         self.tokens += tokens;
+        self.report(note);
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);
             bar.set_message(self.rate_line(note));
@@ -77,6 +118,17 @@ impl Progress {
         self.tokens as f64 / self.began.elapsed().as_secs_f64().max(1e-9)
     }
 
+    fn report(&self, note: &str) {
+        let Some(reporter) = &self.reporter else { return };
+        reporter.update(|beat| {
+            beat.done = self.done;
+            beat.tokens = self.already.1 + self.tokens;
+            beat.tokens_per_second = self.tokens_per_second();
+            beat.eta_seconds = self.eta().map(|eta| eta.as_secs_f64());
+            note.clone_into(&mut beat.note);
+        });
+    }
+
     fn show(&self, finished: bool) {
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);
@@ -94,8 +146,11 @@ impl Progress {
     }
 
     fn rate_line(&self, note: &str) -> String {
-        let rate = thousands(self.tokens_per_second() as u64);
-        let mut line = format!("{rate} tokens/s");
+        let rate = self.tokens_per_second() as u64;
+        let mut line = match self.rated {
+            Rated::Tokens => format!("{} tokens/s", thousands(rate)),
+            Rated::Bytes => format!("{}/s", bytes(rate)),
+        };
         if let Some(eta) = self.eta() {
             line += &format!(" ETA {}", clock(eta));
         }
@@ -106,7 +161,7 @@ impl Progress {
     }
 
     fn eta(&self) -> Option<Duration> {
-        let mine = self.done - self.already;
+        let mine = self.done - self.already.0;
         if mine == 0 || self.done >= self.total {
             return None;
         }
@@ -162,7 +217,7 @@ mod tests {
     #[test]
     fn earlier_work_counts_for_the_total_and_not_for_the_rate() {
         let mut p = Progress::new("x", 100, "documents", Display::Lines);
-        p.resume_at(90);
+        p.resume_at(90, 9000);
         assert!(p.eta().is_none());
         p.advance(5, 1000, "");
         assert_eq!(p.done, 95);

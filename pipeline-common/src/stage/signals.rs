@@ -51,7 +51,7 @@ impl StopFlag {
                     None => {
                         first = Some(Instant::now());
                         watched.request();
-                        tracing::warn!(signal, "asked to stop: committing what is whole");
+                        tracing::warn!(signal, "asked to stop: leaving at the next safe point");
                     }
                     Some(at) if at.elapsed() < BURST => {}
                     Some(_) => std::process::exit(Kind::Stopped.exit_code().into()),

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     sae::history::Record,
+    slurm::Share,
     stage::{
-        CommonArgs, Context, Result, Stage,
+        CommonArgs, Context, Reporter, Result, Stage,
         progress::{bytes, thousands},
         store::Store,
     },
@@ -89,15 +90,25 @@ impl Stage for TopSentences {
 
     fn run(&self, context: &Context) -> Result<()> {
         let input = self.open(context)?;
-        let tally = self.tally(context, &input)?;
+        let reporter = Reporter::new(context, &input.store_run, Self::SECTION, Share::WHOLE);
+        reporter.watch(|| {
+            reporter.begin("sentences", 0, input.sentences());
+            self.find(context, &input, &reporter)
+        })
+    }
+}
+
+impl TopSentences {
+    fn find(&self, context: &Context, input: &Input, reporter: &Reporter) -> Result<()> {
+        let tally = self.tally(context, input, reporter)?;
         let dir = input.store_run.join("top_sentences");
         let mut files = Files::create(&dir)?;
-        let mut report = Report::new(origin(&input), &tally, self.top_n.into());
+        let mut report = Report::new(origin(input), &tally, self.top_n.into());
         let d_sae = tally.latents().len();
         for begin in (0..d_sae).step_by(LATENTS_AT_A_TIME) {
             context.leave_if_asked("nothing is written before the end")?;
             let latents = begin..(begin + LATENTS_AT_A_TIME).min(d_sae);
-            let details = detail::read(&input, &tally, latents.clone())?;
+            let details = detail::read(input, &tally, latents.clone())?;
             for latent in latents {
                 files.write(latent, &tally, &details)?;
                 report.add(latent, &tally, &details);
@@ -113,18 +124,17 @@ impl Stage for TopSentences {
         context.print(&format!("{}\n", path.display()));
         Ok(())
     }
-}
 
-impl TopSentences {
     fn open(&self, context: &Context) -> Result<Input> {
         let store = Store::new(self.common.store_root());
         Input::open(&store, self.sae_run_id.as_deref(), self.common.run_id.as_deref(), context)
     }
 
     /// The first pass, in chunks of whole sentences.
-    fn tally(&self, context: &Context, input: &Input) -> Result<Tally> {
+    fn tally(&self, context: &Context, input: &Input, reporter: &Reporter) -> Result<Tally> {
         let mut tally = Tally::new(input.sae.params.d_sae, self.top_n.into());
-        let mut progress = context.progress("top sentences", input.sentences(), "sentences");
+        let progress = context.progress("top sentences", input.sentences(), "sentences");
+        let mut progress = progress.reported_by(reporter);
         for shard in 0..input.set.shards() {
             let tokens = input.tokens(shard)?;
             let first = input.set.first_row(shard);
