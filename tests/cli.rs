@@ -13,22 +13,26 @@ use pipeline_common::{
     sae::TrainSae,
     shard::ShardSet,
     stage::config::VARIABLES,
+    status::PipelineStatus,
     top::TopSentences,
+    verify::VerifyShards,
 };
 
-use super::workload::{Contents, DISCOVER, SAVE, TOP, TRAIN, Workload, succeed};
+use super::workload::{Contents, DISCOVER, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, succeed};
 
 /// Variables and arguments that mean the same.
 type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
-const STAGES: [&str; 4] = [SAVE, TRAIN, TOP, DISCOVER];
+const STAGES: [&str; 6] = [SAVE, TRAIN, TOP, DISCOVER, STATUS, VERIFY];
 
-fn commands() -> [(&'static str, clap::Command); 4] {
+fn commands() -> [(&'static str, clap::Command); 6] {
     [
         (SAVE, SaveActivations::command()),
         (TRAIN, TrainSae::command()),
         (TOP, TopSentences::command()),
         (DISCOVER, DiscoverLayers::command()),
+        (STATUS, PipelineStatus::command()),
+        (VERIFY, VerifyShards::command()),
     ]
 }
 

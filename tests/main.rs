@@ -14,4 +14,6 @@ mod kill;
 mod policy;
 mod report;
 mod slurm;
+mod status;
+mod verify;
 mod workload;

@@ -8,6 +8,7 @@ mod local;
 mod readme;
 mod scripts;
 mod stages;
+mod status;
 
 use std::{
     os::unix::fs::symlink,

@@ -29,6 +29,8 @@ pub const SAVE: &str = env!("CARGO_BIN_EXE_01_save_activations");
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_02_train_sae");
 pub const TOP: &str = env!("CARGO_BIN_EXE_03_top_sentences");
 pub const DISCOVER: &str = env!("CARGO_BIN_EXE_discover_layers");
+pub const STATUS: &str = env!("CARGO_BIN_EXE_pipeline_status");
+pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify_shards");
 
 /// The job in a directory of its own.
 pub struct Workload {

@@ -15,6 +15,8 @@
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
+//! | [`verify`] | verify_shards: a capture run checked and repaired |
+//! | [`status`] | pipeline_status: all workers of a run in one table |
 //! | [`plan`] | discover_layers: a model's hooks and what reading them costs |
 //!
 //! # Glossary
@@ -36,5 +38,7 @@ pub mod sae;
 pub mod shard;
 pub mod slurm;
 pub mod stage;
+pub mod status;
 pub mod text;
 pub mod top;
+pub mod verify;

@@ -36,6 +36,7 @@ pub const VARIABLES: &[&str] = &[
     "DTYPE",
     "EPOCHS",
     "F16_OVERFLOW",
+    "FAST",
     "HF_DATASET",
     "HF_ENDPOINT",
     "HF_HOME",
@@ -60,6 +61,7 @@ pub const VARIABLES: &[&str] = &[
     "MODEL_ID",
     "N_LATENTS_MULTIPLIER",
     "PRINT_CONFIG",
+    "REPAIR",
     "REVISION",
     "RUN_ID",
     "SAE_ARCH",
@@ -67,6 +69,7 @@ pub const VARIABLES: &[&str] = &[
     "SEED",
     "SHARD_MIB",
     "SPARSITY_WARMUP",
+    "STALL_AFTER",
     "STORE_DIR",
     "TEXT_FIELD",
     "TIME_LIMIT",
@@ -75,13 +78,21 @@ pub const VARIABLES: &[&str] = &[
     "VALIDATION",
     "VERIFY_MODEL",
     "WARMUP",
+    "WATCH",
     "WORKER",
     "WORKERS",
 ];
 
 /// Sections a YAML file may have besides `common`.
-const SECTIONS: &[&str] =
-    &["common", "save_activations", "train_sae", "top_sentences", "discover_layers"];
+const SECTIONS: &[&str] = &[
+    "common",
+    "save_activations",
+    "train_sae",
+    "top_sentences",
+    "discover_layers",
+    "pipeline_status",
+    "verify_shards",
+];
 
 /// Variables whose value is never printed or stored.
 const SECRETS: &[&str] = &["hf_token"];
@@ -92,6 +103,7 @@ const OPERATIONAL: &[&str] = &[
     "checkpoint_every",
     "config",
     "device",
+    "fast",
     "hf_endpoint",
     "hf_home",
     "hf_hub_offline",
@@ -101,11 +113,14 @@ const OPERATIONAL: &[&str] = &[
     "log_json",
     "log_level",
     "print_config",
+    "repair",
     "run_id",
     "sae_run_id",
+    "stall_after",
     "store_dir",
     "time_limit",
     "verify_model",
+    "watch",
     "worker",
 ];
 
