@@ -23,7 +23,8 @@ use super::workload::{Contents, DISCOVER, SAVE, STATUS, TOP, TRAIN, VERIFY, Work
 /// Variables and arguments that mean the same.
 type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
-const STAGES: [&str; 6] = [SAVE, TRAIN, TOP, DISCOVER, STATUS, VERIFY];
+/// Those that a configuration is for; the others have settings of the moment alone.
+const STAGES: [&str; 4] = [SAVE, TRAIN, TOP, DISCOVER];
 
 fn commands() -> [(&'static str, clap::Command); 6] {
     [

@@ -106,7 +106,7 @@ fn one_table_tells_who_runs_who_is_silent_who_is_gone_and_who_waits() {
     assert_eq!(row(&table, "1")[2..], running, "{table}");
     assert_eq!(row(&table, "2")[2..4], ["stalled!", "70_2"], "{table}");
     assert_eq!(row(&table, "3")[2..5], ["lost!", "69_3", "25/100"], "{table}");
-    assert!(row(&table, "total").join(" ").contains("1/4 done 175/400 43 3,700"), "{table}");
+    assert!(row(&table, "total").join(" ").contains("1/4 done 175/400 43 1,850"), "{table}");
     assert!(table.contains("train_sae") && table.contains("PENDING (Dependency)"), "{table}");
     assert!(table.contains("save_activations 3: lost! (NODE_FAIL)"), "{table}");
     assert!(

@@ -288,7 +288,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs_err::write(dir.path().join(DIRECTORY), "in the way").unwrap();
         let reporter = reporter(dir.path(), SlurmEnv::default());
-        reporter.watch(|| Ok(reporter.begin("documents", 0, 9))).unwrap();
+        let work = || {
+            reporter.begin("documents", 0, 9);
+            Ok(())
+        };
+        reporter.watch(work).unwrap();
     }
 
     #[test]

@@ -240,7 +240,8 @@ impl Judge<'_> {
 
     fn row(&self, beat: &Heartbeat) -> Row {
         let state = self.state(beat);
-        let at_work = matches!(state, Shown::Running | Shown::Stalled);
+        // What a silent worker last said of its speed is no longer true.
+        let at_work = state == Shown::Running;
         let job = beat.job.as_deref().and_then(|id| self.queue.job(id));
         let reason = match (&state, job) {
             (Shown::Slurm(_), Some(job)) => job.reason.clone(),

@@ -135,3 +135,53 @@ fn remove_if_there(path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{capture::CaptureMeta, shard::manifest::tests::line};
+
+    const SHARDS: usize = 6;
+
+    /// A run of one worker with these of its shards' lines, two documents each.
+    fn run(lines: &[usize], manifest: &[usize]) -> Run {
+        let meta: CaptureMeta = serde_json::from_value(json!({
+            "schema": 1, "run_id": "r", "workers": 1, "activation_scale": 1.0, "config": {},
+            "model": {"id": "m", "revision": "local", "architecture": "A", "tokenizer": "0"},
+            "hooks": [], "dataset": {"source": "d", "documents": 12, "fingerprint": "0"},
+        }))
+        .unwrap();
+        let shard = |n: &usize| Committed {
+            first_document: *n as u64 * 2,
+            end_document: *n as u64 * 2 + 2,
+            ..line(0, *n)
+        };
+        let lines = lines.iter().map(shard).collect();
+        let workers = vec![WorkerLines { worker: 0, stream: 0..SHARDS as u64 * 2, lines }];
+        Run::of(meta, workers, Some(manifest.iter().map(shard).collect()))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happened_to_the_lines_those_that_are_kept_follow_each_other(
+            lines in proptest::collection::vec(0..SHARDS, 0..10),
+            manifest in proptest::collection::vec(0..SHARDS, 0..10),
+            damaged in proptest::collection::btree_set(0..SHARDS, 0..3),
+        ) {
+            let damaged = damaged.into_iter().map(|shard| ShardId { worker: 0, shard }).collect();
+            let run = run(&lines, &manifest);
+            let (kept, dropped) = mended(&run, &run.workers[0], &damaged);
+            let has = |shard: usize| lines.contains(&shard) || manifest.contains(&shard);
+            let whole = (0..SHARDS).take_while(|shard| has(*shard)).count();
+            prop_assert!(kept.iter().map(|line| line.shard).eq(0..whole));
+            for line in &kept {
+                let marked = damaged.contains(&ShardId { worker: 0, shard: line.shard });
+                prop_assert_eq!(line.recapture, marked);
+            }
+            prop_assert!(dropped.iter().all(|line| line.shard > whole && lines.contains(&line.shard)));
+        }
+    }
+}

@@ -93,6 +93,16 @@ impl Run {
         Ok(Self { dir: dir.to_owned(), meta, workers, manifest, findings })
     }
 
+    /// A run without a directory.
+    #[cfg(test)]
+    pub fn of(
+        meta: CaptureMeta,
+        workers: Vec<WorkerLines>,
+        manifest: Option<Vec<Committed>>,
+    ) -> Self {
+        Self { dir: PathBuf::new(), meta, workers, manifest, findings: vec![] }
+    }
+
     /// Whether the run claims to be complete.
     pub fn is_complete(&self) -> bool {
         self.meta.totals.is_some()
