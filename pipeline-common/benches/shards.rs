@@ -56,6 +56,7 @@ fn run(dir: &Path) {
         worker: 0,
         shard: 0,
         unfinished: false,
+        recapture: false,
         first_document: 0,
         end_document: tokens.sentences() as u64,
         sentences: tokens.sentences() as u64,

@@ -105,8 +105,8 @@ pub fn has_dot() -> bool {
     false
 }
 
-/// As [`Kernel::run`] on pairs of bf16: x[r · stride + i] and panel[i][c] hold elements 2i and
-/// 2i + 1.
+/// As [`Kernel::run`] on pairs of bf16: `x[r · stride + i]` and `panel[i][c]` hold elements 2i
+/// and 2i + 1.
 ///
 /// # Panics
 /// If `x` or `panel` is too short, there are no rows or more than [`ROWS`], or the processor has
