@@ -1,8 +1,8 @@
 //! Configuration: command line > environment > YAML > default, each value with its origin.
 //!
 //! A stage's clap struct is the only schema. Values of the YAML file become clap defaults, so one
-//! parser checks them all. Flag, variable and YAML key are one name in three spellings:
-//! `--top-k`, `TOP_K`, `top_k`.
+//! parser checks them all; so do, below them, the settings of the run that the stage goes on with.
+//! Flag, variable and YAML key are one name in three spellings: `--top-k`, `TOP_K`, `top_k`.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,10 @@ use clap::{ArgMatches, Args, Command, builder::BoolishValueParser, parser::Value
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use super::{Failure, Result, Stage};
+use super::{
+    Failure, Result, Stage,
+    layers::{Layer, config_path, read_run, run_file, with_defaults},
+};
 
 /// Every environment variable of any stage. Exact names are never reported as misspellings, and
 /// the `common` section of a YAML file may hold any of them.
@@ -28,6 +31,7 @@ pub const VARIABLES: &[&str] = &[
     "CHECKPOINT_EVERY",
     "CONFIG",
     "DATA_LIMIT",
+    "DATA_REVISION",
     "DATA_SPLIT",
     "DEAD_AFTER",
     "DEVICE",
@@ -61,7 +65,9 @@ pub const VARIABLES: &[&str] = &[
     "MODEL_ID",
     "N_LATENTS_MULTIPLIER",
     "PRINT_CONFIG",
+    "PROMPT_TEMPLATE",
     "REPAIR",
+    "REPORT_SAMPLE",
     "REVISION",
     "RUN_ID",
     "SAE_ARCH",
@@ -69,6 +75,7 @@ pub const VARIABLES: &[&str] = &[
     "SEED",
     "SHARD_MIB",
     "SPARSITY_WARMUP",
+    "SPLIT",
     "STALL_AFTER",
     "STORE_DIR",
     "TEXT_FIELD",
@@ -86,6 +93,7 @@ pub const VARIABLES: &[&str] = &[
 /// Sections a YAML file may have besides `common`.
 const SECTIONS: &[&str] = &[
     "common",
+    "prepare_data",
     "save_activations",
     "train_sae",
     "top_sentences",
@@ -95,7 +103,7 @@ const SECTIONS: &[&str] = &[
 ];
 
 /// Variables whose value is never printed or stored.
-const SECRETS: &[&str] = &["hf_token"];
+pub(super) const SECRETS: &[&str] = &["hf_token"];
 
 /// Settings that change how a stage runs, not what it computes; a resume may change them.
 const OPERATIONAL: &[&str] = &[
@@ -270,21 +278,24 @@ pub fn load<S: Stage>(
     let clap_error = |e: clap::Error| ConfigError::Clap(Box::new(e));
     let mut command = forget_empty_variables(S::command());
     let ids: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
-    let mut yaml_keys = Vec::new();
-    let path = config_path(&command, &argv);
-    if let Some(path) = &path {
-        for (key, values) in read_sections(path, S::SECTION, &ids)? {
-            yaml_keys.push(key.clone());
-            let secret = SECRETS.contains(&key.as_str());
-            command = command.mut_arg(key, |a| {
-                a.required(false).default_values(values).hide_default_value(secret)
-            });
-        }
+    let mut layers = Vec::new();
+    if let Some(path) = config_path(&command, &argv) {
+        let values = read_sections(&path, S::SECTION, &ids)?;
+        command = with_defaults(command, &values);
+        layers.push(Layer::new(path, &values));
     }
-    let yaml = path.as_deref().map(|path| (path, &yaml_keys[..]));
-    let blame = |e: clap::Error| clap_error(blame_origin(e, &argv, yaml));
+    if let Some(name) = S::RUN_DEFAULTS
+        && let Some(path) = run_file(&command, &argv, name)
+    {
+        let mut values = read_run(&path, &ids)?;
+        values.retain(|(key, _)| !layers.iter().any(|layer| layer.has(key)));
+        command = with_defaults(command, &values);
+        // The name alone: origins are stored, and a run does not depend on where its store is.
+        layers.push(Layer::new(name.into(), &values));
+    }
+    let blame = |e: clap::Error| clap_error(blame_origin(e, &argv, &layers));
     let matches = command.clone().try_get_matches_from(&argv).map_err(blame)?;
-    let config = origins(&matches, &command, yaml);
+    let config = origins(&matches, &command, &layers);
     let stage = S::from_arg_matches(&matches).map_err(|e| clap_error(e.format(&mut command)))?;
     Ok((stage, config))
 }
@@ -350,12 +361,6 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<(&'a str, usize)> {
         .filter(|(_, d)| *d <= allowed)
 }
 
-fn config_path(command: &Command, argv: &[OsString]) -> Option<PathBuf> {
-    let early =
-        command.clone().ignore_errors(true).disable_help_flag(true).disable_version_flag(true);
-    early.try_get_matches_from(argv).ok()?.get_one::<PathBuf>("config").cloned()
-}
-
 fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(String, Vec<String>)>> {
     let named =
         |what: String| Failure::usage(format!("configuration `{}`: {what}", path.display()));
@@ -418,11 +423,7 @@ fn yaml_values(value: &Value) -> Option<Vec<String>> {
 }
 
 /// clap names the flag of a bad value; the user may have written it elsewhere.
-fn blame_origin(
-    mut error: clap::Error,
-    argv: &[OsString],
-    yaml: Option<(&Path, &[String])>,
-) -> clap::Error {
+fn blame_origin(mut error: clap::Error, argv: &[OsString], layers: &[Layer]) -> clap::Error {
     use clap::error::{ContextKind, ContextValue};
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
     let flag = arg.split([' ', '=', '[']).next().unwrap_or("");
@@ -436,8 +437,8 @@ fn blame_origin(
         return error;
     } else if std::env::var_os(&variable).is_some_and(|v| !v.is_empty()) {
         format!("environment variable {variable}")
-    } else if let Some((path, _)) = yaml.filter(|(_, keys)| keys.contains(&key)) {
-        format!("key `{key}` of `{}`", path.display())
+    } else if let Some(layer) = layers.iter().find(|layer| layer.has(&key)) {
+        format!("key `{key}` of `{}`", layer.path.display())
     } else {
         return error;
     };
@@ -446,18 +447,14 @@ fn blame_origin(
     error
 }
 
-fn origins(
-    matches: &ArgMatches,
-    command: &Command,
-    yaml: Option<(&Path, &[String])>,
-) -> ResolvedConfig {
+fn origins(matches: &ArgMatches, command: &Command, layers: &[Layer]) -> ResolvedConfig {
     let setting = |arg: &clap::Arg| {
         let id = arg.get_id().as_str();
-        let from_yaml = yaml.filter(|(_, keys)| keys.iter().any(|key| key == id));
-        let origin = match (matches.value_source(id), from_yaml) {
+        let from_file = layers.iter().find(|layer| layer.has(id));
+        let origin = match (matches.value_source(id), from_file) {
             (Some(ValueSource::CommandLine), _) => "command line".to_owned(),
             (Some(ValueSource::EnvVariable), _) => "environment".to_owned(),
-            (_, Some((path, _))) => path.display().to_string(),
+            (_, Some(layer)) => layer.path.display().to_string(),
             _ => "default".to_owned(),
         };
         let raw = matches.try_get_raw(id).ok().flatten();

@@ -16,6 +16,9 @@ pub trait Stage: CommandFactory + FromArgMatches {
     /// The stage's section in a YAML file.
     const SECTION: &'static str;
 
+    /// A file of the run that RUN_ID names, whose `config` holds defaults for this stage.
+    const RUN_DEFAULTS: Option<&'static str> = None;
+
     /// The options every stage has.
     fn common(&self) -> &CommonArgs;
 

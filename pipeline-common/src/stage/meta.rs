@@ -16,11 +16,18 @@ pub const META: &str = "meta.json";
 /// `what` is the kind of run, for instance `a capture run`.
 ///
 /// # Errors
+/// As [`read_file`].
+pub fn read<T: DeserializeOwned>(run_dir: &Path, newest: u32, what: &str) -> Result<Option<T>> {
+    read_file(&run_dir.join(META), newest, what)
+}
+
+/// Reads a file with a schema; `None` where there is none.
+///
+/// # Errors
 /// An input failure for a file that is not one, is of another kind of run or of a newer schema;
 /// I/O errors.
-pub fn read<T: DeserializeOwned>(run_dir: &Path, newest: u32, what: &str) -> Result<Option<T>> {
-    let path = run_dir.join(META);
-    let bytes = match fs_err::read(&path) {
+pub fn read_file<T: DeserializeOwned>(path: &Path, newest: u32, what: &str) -> Result<Option<T>> {
+    let bytes = match fs_err::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };

@@ -9,6 +9,7 @@ pub mod context;
 pub mod disk;
 pub mod error;
 pub mod heartbeat;
+mod layers;
 pub mod lock;
 pub mod logging;
 pub mod main;

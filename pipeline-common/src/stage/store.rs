@@ -39,6 +39,16 @@ impl Pointer {
     }
 }
 
+/// A run's name made from what it is of, a model for instance, and from all that decides its
+/// result: the same work finds its run again.
+pub fn derived_name(of: &str, settings: &str) -> String {
+    let last = of.rsplit('/').find(|part| !part.is_empty()).unwrap_or("run");
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = last.chars().map(plain).collect();
+    let digest = blake3::hash(settings.as_bytes()).to_hex();
+    format!("{}-{}", name.trim_start_matches('.'), &digest[..8])
+}
+
 /// The store's root directory.
 #[derive(Clone, Debug)]
 pub struct Store {
