@@ -12,6 +12,7 @@
 //! | [`kernels`] | one file per hot operation, reference beside fast path |
 //! | [`model`] | the hooked transformer: families, blocks, hook names, weights |
 //! | [`shard`] | activation shards on disk: format, writer, reader, order |
+//! | [`prepare`] | stage 00: model and text to the cache, documents to streams, the tokenisation report |
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
@@ -34,6 +35,7 @@ pub mod capture;
 pub mod kernels;
 pub mod model;
 pub mod plan;
+pub mod prepare;
 pub mod sae;
 pub mod shard;
 pub mod slurm;

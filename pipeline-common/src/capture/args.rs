@@ -5,13 +5,10 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 
 use crate::stage::time::TimeLimit;
 
-/// How documents become rows.
+/// How contexts become rows.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Capture")]
 pub struct CaptureArgs {
-    /// Tokens a document is cut to, special tokens included
-    #[arg(long, env, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_length: u32,
     /// Documents a forward pass
     #[arg(long, env, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size_save: u32,

@@ -82,7 +82,8 @@ impl Plan {
         let source = stage.source(job);
         let sample = source.tokenise(0..SAMPLE)?;
         let (mut tokens, mut seen, mut dropped) = (Tokens::new(), 0, Dropped::default());
-        let sampled = sample.texts.len() as u64;
+        let sampled = sample.documents.end - sample.documents.start;
+        let contexts = sample.texts.len();
         for (document, encoding) in sample.texts.into_iter().zip(sample.encodings) {
             if encoding.special.contains(&false) {
                 seen += encoding.ids.len();
@@ -91,8 +92,8 @@ impl Plan {
                 tokens.push(document, &text, kept);
             }
         }
-        let all = job.dataset.len() as f64 / sampled.max(1) as f64;
-        let length = seen as f64 / sampled.max(1) as f64;
+        let all = job.text.dataset.len() as f64 / sampled.max(1) as f64;
+        let length = seen as f64 / contexts.max(1) as f64;
         let deepest = |h| flops_per_token(&job.info, h, length);
         let flop_per_token = job.hooks.iter().map(deepest).fold(0.0, f64::max);
         let product_rate = product_rate();
@@ -134,7 +135,7 @@ impl Plan {
         table.line("hooks", hooks.join(", "));
         table.line(
             "documents",
-            format!("{} in {} streams", thousands(job.dataset.len()), job.share.count),
+            format!("{} in {} streams", thousands(job.text.dataset.len()), job.share.count),
         );
         table.line(
             "tokens",
@@ -241,7 +242,7 @@ impl Plan {
 /// SHARD_MIB.
 fn shards(stage: &SaveActivations, job: &Job, rows: f64) -> u64 {
     let widest = job.meta.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
-    let documents = job.dataset.len() as f64;
+    let documents = job.text.dataset.len() as f64;
     let batch = f64::from(stage.capture.batch_size_save);
     let batch_bytes = rows / documents.max(1.0) * batch * widest as f64 * 2.0;
     let shard = (u64::from(stage.capture.shard_mib) << 20) as f64;

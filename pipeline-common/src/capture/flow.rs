@@ -2,8 +2,9 @@
 //!
 //! The model never waits for the disk, nor the disk for the model: each queue holds two batches,
 //! and whoever is ahead waits. Batches are a pure function of the stream and the configuration:
-//! BATCH_SIZE_SAVE documents each, counted from the stream's first document, so a restart at a
-//! shard's boundary computes the same batches, and so does a shard that is captured again.
+//! BATCH_SIZE_SAVE documents each, or fewer once they have as many sentences, counted from the
+//! stream's first document, so a restart at a shard's boundary computes the same batches, and so
+//! does a shard that is captured again.
 
 use std::{
     ops::Range,
@@ -23,7 +24,8 @@ use crate::{
     shard::{Dropped, tokens::Token},
     stage::{Context, Failure, Reporter, Result},
     text::{
-        Dataset, Document,
+        Contexts, Dataset, Document,
+        dataset::Documents,
         tokenizer::{Encoding, Tokenizer},
     },
 };
@@ -36,11 +38,13 @@ pub const QUEUE: usize = 2;
 pub struct Source<'a> {
     /// The documents.
     pub dataset: &'a Dataset,
+    /// What they are cut into.
+    pub contexts: &'a Contexts,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Tokens a sentence, special tokens included.
     pub max_length: usize,
-    /// Documents a batch.
+    /// Documents a batch, or fewer with as many sentences.
     pub batch_size: u64,
     /// Which tokens get rows.
     pub rows: &'a Rows,
@@ -51,7 +55,7 @@ pub struct Source<'a> {
 pub struct Tokenised {
     /// The documents it covers.
     pub documents: Range<u64>,
-    /// Their texts.
+    /// Their sentences.
     pub texts: Vec<Document>,
     /// Their tokens.
     pub encodings: Vec<Encoding>,
@@ -63,8 +67,11 @@ impl Source<'_> {
     /// # Errors
     /// Whatever is wrong with the dataset or its text.
     pub fn tokenise(&self, documents: Range<u64>) -> Result<Tokenised> {
-        let texts =
-            self.dataset.documents(documents.clone())?.collect::<std::result::Result<_, _>>()?;
+        let documents = documents.start..documents.end.min(self.dataset.len());
+        let mut texts = Vec::new();
+        for document in self.dataset.documents(documents.clone())? {
+            texts.extend(self.contexts.of(document?)?);
+        }
         self.encode(documents, texts)
     }
 
@@ -135,25 +142,36 @@ fn read_range(source: Source<'_>, left: &Range<u64>, out: &SyncSender<Tokenised>
     let mut documents = source.dataset.documents(left.clone())?;
     let mut begin = left.start;
     while begin < left.end {
-        let end = (begin + source.batch_size).min(left.end);
-        let texts = documents
-            .by_ref()
-            .take((end - begin) as usize)
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        if texts.len() as u64 != end - begin {
-            return Err(Failure::input(format!(
-                "the dataset ends after document {}, it had {} when the run began",
-                begin + texts.len() as u64,
-                source.dataset.len()
-            ))
-            .hint("a file changed while it was read: give RUN_ID a new name"));
-        }
+        let (end, texts) = batch(source, &mut documents, begin..left.end)?;
         if out.send(source.encode(begin..end, texts)?).is_err() {
             break;
         }
         begin = end;
     }
     Ok(())
+}
+
+/// The next documents' sentences, and where the batch ends: behind BATCH_SIZE_SAVE documents, or
+/// earlier, so that a forward pass stays small, once they have as many sentences.
+fn batch(
+    source: Source<'_>,
+    documents: &mut Documents,
+    left: Range<u64>,
+) -> Result<(u64, Vec<Document>)> {
+    let (mut end, mut texts) = (left.start, Vec::new());
+    let most = left.end.min(left.start + source.batch_size);
+    while end < most && (texts.len() as u64) < source.batch_size {
+        let document = documents.next().ok_or_else(|| {
+            let (there, before) = (end, source.dataset.len());
+            let what = format!(
+                "the dataset ends after document {there}, it had {before} when the run began"
+            );
+            Failure::input(what).hint("a file changed while it was read: give RUN_ID a new name")
+        })??;
+        texts.extend(source.contexts.of(document)?);
+        end += 1;
+    }
+    Ok((end, texts))
 }
 
 fn write(worker: &mut Worker, batches: &Receiver<Batch>, reporter: &Reporter) -> Result<()> {
@@ -237,16 +255,4 @@ pub fn sentence(
     };
     let tokens = (0..encoding.ids.len()).filter(|i| keep[*i]).map(token).collect();
     (document.index, text, tokens)
-}
-
-/// Refuses what only the capture could find out late.
-pub fn check_vocabulary(tokenizer: &Tokenizer, model_vocabulary: usize) -> Result<()> {
-    let found = tokenizer.vocab_size();
-    if found <= model_vocabulary {
-        return Ok(());
-    }
-    Err(Failure::input(format!(
-        "the tokenizer has {found} tokens, but the model's vocabulary is {model_vocabulary}"
-    ))
-    .hint("the tokenizer belongs to another model"))
 }

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::PolicyRecord;
 use crate::{
+    model::ModelRecord,
     shard::{Committed, Dropped},
     stage::{
         Failure, ResolvedConfig, Result, atomic,
         meta::{self, META},
+        store::derived_name,
     },
+    text::DatasetRecord,
 };
 
 /// Version of this file; readers refuse newer ones.
@@ -43,19 +46,6 @@ pub struct CaptureMeta {
     /// Present once every worker is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
-}
-
-/// The captured model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelRecord {
-    /// MODEL_ID as given.
-    pub id: String,
-    /// The commit it resolved to, or `local`.
-    pub revision: String,
-    /// `LlamaForCausalLM`, for instance.
-    pub architecture: String,
-    /// blake3 of tokenizer.json.
-    pub tokenizer: String,
 }
 
 /// One captured hook.
@@ -91,17 +81,6 @@ pub struct Statistics {
     /// Rows with such an element.
     #[serde(default, skip_serializing_if = "crate::shard::stats::is_zero")]
     pub saturated_rows: u64,
-}
-
-/// The captured documents.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatasetRecord {
-    /// HF_DATASET as given.
-    pub source: String,
-    /// Documents read.
-    pub documents: u64,
-    /// Changes when the files change.
-    pub fingerprint: String,
 }
 
 /// Sums over all shards.
@@ -187,15 +166,8 @@ impl CaptureMeta {
 
     /// A name made from what is captured: the same capture finds its run again.
     pub(super) fn default_name(&self) -> String {
-        let model = self.model.id.rsplit('/').find(|part| !part.is_empty()).unwrap_or("model");
-        let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let settings = format!("{:?} {:?} {:?}", self.model, self.dataset, self.config.values());
-        let digest = blake3::hash(settings.as_bytes()).to_hex();
-        format!(
-            "{}-{}",
-            model.chars().map(plain).collect::<String>().trim_start_matches('.'),
-            &digest[..8]
-        )
+        derived_name(&self.model.id, &settings)
     }
 
     /// Refuses to go on where model, text, workers or policies are not those the run was begun with.

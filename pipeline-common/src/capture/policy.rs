@@ -5,30 +5,23 @@
 
 use std::{fmt, str::FromStr};
 
-use clap::{ValueEnum, builder::BoolishValueParser};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     shard::{Dropped, stats::norm},
-    stage::{Failure, Result},
-    text::tokenizer::Encoding,
+    text::{
+        Encoding,
+        rows::{Choice, RowArgs, TokenRows},
+    },
 };
 
 /// Options that choose rows.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Rows")]
 pub struct PolicyArgs {
-    /// Keep rows of BOS and other special tokens
-    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
-          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub keep_special: bool,
-    /// Keep the row of BOS, the special token that the tokenizer puts first, even where others are dropped
-    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
-          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub keep_bos: bool,
-    /// Drop the first positions of every sentence, as the model saw it: BOS counts
-    #[arg(long, env, default_value_t = 0, value_name = "K")]
-    pub drop_first: u32,
+    #[command(flatten)]
+    pub tokens: RowArgs,
     /// Drop tokens whose row in any hook has a larger norm, before ACTIVATION_SCALE: a number, or
     /// 10x for ten times the hook's median norm over the first batch of documents [default: off]
     #[arg(long, env, value_name = "NORM")]
@@ -139,29 +132,13 @@ pub struct HookLimit {
 }
 
 impl PolicyArgs {
-    /// Refuses settings that contradict each other.
-    ///
-    /// # Errors
-    /// A usage failure naming both.
-    pub fn check(&self) -> Result<()> {
-        if self.drop_first > 0 && (self.keep_bos || self.keep_special) {
-            let keep = if self.keep_bos { "KEEP_BOS" } else { "KEEP_SPECIAL" };
-            return Err(Failure::usage(format!(
-                "{keep}=1 keeps BOS, which DROP_FIRST={} drops",
-                self.drop_first
-            ))
-            .hint("give one of the two"));
-        }
-        Ok(())
-    }
-
     /// What `meta.json` says; limits that depend on the model's rows come later.
     pub fn record(&self, max_length: u32, activation_scale: f32) -> PolicyRecord {
         let norm = |limit: NormLimit| NormRecord { largest: limit.to_string(), limits: vec![] };
         PolicyRecord {
-            special_tokens: Treatment::kept(self.keep_special),
-            bos: Treatment::kept(self.keep_special || self.keep_bos),
-            first_positions_dropped: self.drop_first,
+            special_tokens: Treatment::kept(self.tokens.keep_special),
+            bos: Treatment::kept(self.tokens.choice().bos),
+            first_positions_dropped: self.tokens.drop_first,
             norm: self.drop_norm_above.map(norm),
             max_length,
             f16_overflow: self.f16_overflow,
@@ -174,12 +151,12 @@ impl PolicyRecord {
     /// The policies that choose rows, with these limits on norms, one a hook.
     pub fn rows(&self) -> Rows {
         let limits = self.norm.iter().flat_map(|n| &n.limits).map(|l| l.limit).collect();
-        Rows {
+        let tokens = TokenRows {
             special: self.special_tokens == Treatment::Kept,
             bos: self.bos == Treatment::Kept,
             first: self.first_positions_dropped as usize,
-            limits,
-        }
+        };
+        Rows { tokens, limits }
     }
 
     /// Whether two runs follow the same policies, whatever limits they came to.
@@ -220,9 +197,7 @@ impl PolicyRecord {
 /// Chooses rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
-    special: bool,
-    bos: bool,
-    first: usize,
+    tokens: TokenRows,
     /// Largest norm per hook; empty where there is no limit.
     limits: Vec<f64>,
 }
@@ -230,16 +205,9 @@ pub struct Rows {
 impl Rows {
     /// Which tokens of a sentence have rows before their norms are known; counts the dropped ones.
     pub fn of_sentence(&self, sentence: &Encoding, dropped: &mut Dropped) -> Vec<bool> {
-        let mut keep = vec![];
-        for (i, &special) in sentence.special.iter().enumerate() {
-            // What the tokenizer added has no place in the text.
-            let added = sentence.offsets[i].0 == sentence.offsets[i].1;
-            let bos = i == 0 && special && added;
-            let chosen = !special || self.special || (bos && self.bos);
-            dropped.first += u64::from(chosen && i < self.first);
-            keep.push(chosen && i >= self.first);
-        }
-        keep
+        let choices = self.tokens.of_sentence(sentence);
+        dropped.first += choices.iter().filter(|c| **c == Choice::First).count() as u64;
+        choices.into_iter().map(|choice| choice == Choice::Row).collect()
     }
 
     /// Takes the rows that are too large in any hook out of all hooks, and out of `keep`, which
@@ -285,28 +253,6 @@ pub fn median_norm(rows: &[f32], d_in: usize) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sentence() -> Encoding {
-        Encoding {
-            ids: vec![1, 7, 8, 2, 9],
-            special: vec![true, false, false, true, false],
-            offsets: vec![(0, 0), (0, 1), (1, 2), (2, 5), (5, 6)],
-        }
-    }
-
-    #[test]
-    fn special_tokens_bos_and_first_positions() {
-        let keep = |special, bos, first| {
-            let mut dropped = Dropped::default();
-            let rows = Rows { special, bos, first, limits: vec![] };
-            (rows.of_sentence(&sentence(), &mut dropped), dropped.first)
-        };
-        assert_eq!(keep(false, false, 0), (vec![false, true, true, false, true], 0));
-        assert_eq!(keep(false, true, 0), (vec![true, true, true, false, true], 0));
-        assert_eq!(keep(true, true, 0), (vec![true; 5], 0));
-        assert_eq!(keep(false, false, 2), (vec![false, false, true, false, true], 1));
-        assert_eq!(keep(false, false, 9), (vec![false; 5], 3));
-    }
 
     #[test]
     fn a_row_too_large_in_one_hook_leaves_all() {

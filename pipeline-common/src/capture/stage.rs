@@ -10,14 +10,15 @@ use clap::Parser;
 use super::{
     args::CaptureArgs,
     check,
-    flow::{self, Source, check_vocabulary},
-    meta::{CaptureMeta, DatasetRecord, HookRecord, ModelRecord, SCHEMA},
+    flow::{self, Source},
+    meta::{CaptureMeta, HookRecord, SCHEMA},
     policy::{HookLimit, NormLimit, Overflow, PolicyArgs, Rows, median_norm},
     verify_model,
     worker::{self, Target, Worker},
 };
 use crate::{
-    model::{self, Hook, HookArgs, HookedModel, ModelInfo},
+    model::{self, Hook, HookArgs, HookedModel, ModelInfo, ModelRecord},
+    prepare::{self, PreparedRun},
     slurm::Share,
     stage::{
         CommonArgs, Context, Failure, Reporter, Result, Stage,
@@ -25,7 +26,10 @@ use crate::{
         progress::thousands,
         store::{Pointer, Store},
     },
-    text::{DataArgs, Dataset, Hub, HubArgs, ModelArgs, Snapshot, Streams, tokenizer::Tokenizer},
+    text::{
+        ContextArgs, Contexts, DataArgs, Dataset, DatasetRecord, Hub, HubArgs, ModelArgs, Snapshot,
+        Streams, tokenizer::Tokenizer,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -36,13 +40,14 @@ Examples:
   LAYERS=0-11:3 HOOK='*hook_resid_*' 01_save_activations          patterns, in every third layer
   HOOK=model.layers.16.post_attention_layernorm 01_save_activations
   KEEP_BOS=1 DROP_NORM_ABOVE=10x 01_save_activations --verify-model
+  RUN_ID=stories 01_save_activations            what 00_prepare_data prepared under this name
   sbatch --array=0-7 slurm/submit_save_activations.sh      eight workers, one stream each";
 
 /// Saves a model's activations on a dataset as memory-mapped f16 shards.
 ///
 /// Runs each document through the model up to the deepest hook and writes one row per token under
 /// STORE_DIR/runs/. Run it again after an interruption: it goes on behind the last committed
-/// shard.
+/// shard. A run that 00_prepare_data prepared is captured from its streams, with its settings.
 #[derive(Parser, Debug)]
 #[command(name = "01_save_activations", version, after_help = EXAMPLES)]
 pub struct SaveActivations {
@@ -54,6 +59,8 @@ pub struct SaveActivations {
     hooks: HookArgs,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    contexts: ContextArgs,
     #[command(flatten)]
     hub: HubArgs,
     #[command(flatten)]
@@ -71,14 +78,23 @@ pub(super) struct Job {
     pub info: ModelInfo,
     pub hooks: Vec<Hook>,
     pub tokenizer: Tokenizer,
-    pub dataset: Dataset,
+    pub text: Text,
+    pub prepared: Option<PreparedRun>,
     pub share: Share,
     /// Which tokens get rows.
     pub rows: Rows,
 }
 
+/// The documents, and what they are cut into.
+pub(super) struct Text {
+    pub dataset: Dataset,
+    contexts: Contexts,
+    record: DatasetRecord,
+}
+
 impl Stage for SaveActivations {
     const SECTION: &'static str = "save_activations";
+    const RUN_DEFAULTS: Option<&'static str> = Some(prepare::record::FILE);
 
     fn common(&self) -> &CommonArgs {
         &self.common
@@ -97,7 +113,10 @@ impl Stage for SaveActivations {
             );
             return job.store.publish(Pointer::Capture, &done.run_id);
         }
-        let streams = Streams::split(job.dataset.len(), job.share.count as u64);
+        let streams = match &job.prepared {
+            Some(prepared) => prepared.streams.clone(),
+            None => Streams::split(job.text.dataset.len(), job.share.count as u64),
+        };
         streams.agree(&job.run_dir)?;
         let stream = streams.range(job.share.index as u64);
         let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, job.share);
@@ -120,37 +139,32 @@ impl Stage for SaveActivations {
 
 impl SaveActivations {
     fn open(&self, context: &Context, weights: bool) -> Result<Job> {
-        self.policy.check()?;
+        self.policy.tokens.check()?;
         let share = context.slurm.share(self.capture.worker, self.capture.workers)?;
         let hub = Hub::new(&self.hub);
-        let snapshot = hub.model_dir(&self.model.model_id, &self.model.revision, weights)?;
+        let store = Store::new(self.common.store_root());
+        let prepared = self.prepared(context, &store, share)?;
+        let commit = prepared.as_ref().map(|p| &p.record.model.revision).filter(|r| *r != "local");
+        let revision = commit.unwrap_or(&self.model.revision);
+        let snapshot = hub.model_dir(&self.model.model_id, revision, weights)?;
         let info = ModelInfo::from_dir(&snapshot.dir)?;
         // A check of a model on the hub does not fetch its weights.
         if weights || snapshot.commit.is_none() {
             model::headers(&snapshot.dir)?;
         }
         let hooks = self.hooks.resolve(&info, context.config.given("layer_num"))?;
-        let tokenizer = Tokenizer::load(&snapshot.dir)?;
-        check_vocabulary(&tokenizer, info.vocab_size)?;
-        let dataset = Dataset::open(&self.data.spec(), &hub)?;
-        let store = Store::new(self.common.store_root());
-        let policy = self.policy.record(self.capture.max_length, self.capture.activation_scale);
+        let tokenizer = Tokenizer::load(&snapshot.dir)?.adding_special(!self.contexts.chat());
+        tokenizer.check_vocabulary(info.vocab_size)?;
+        let model = ModelRecord::new(&self.model.model_id, &snapshot, &info, &tokenizer);
+        let text = self.text(context, prepared.as_ref(), &hub, &snapshot, &model)?;
+        let policy = self.policy.record(self.contexts.max_length, self.capture.activation_scale);
         let rows = policy.rows();
         let mut meta = CaptureMeta {
             schema: SCHEMA,
             run_id: String::new(),
-            model: ModelRecord {
-                id: self.model.model_id.clone(),
-                revision: snapshot.commit.clone().unwrap_or_else(|| "local".into()),
-                architecture: info.architecture.clone(),
-                tokenizer: tokenizer.fingerprint().to_owned(),
-            },
+            model,
             hooks: hooks.iter().map(|h| record(h, &info)).collect(),
-            dataset: DatasetRecord {
-                source: self.data.hf_dataset.clone(),
-                documents: dataset.len(),
-                fingerprint: dataset.fingerprint()?,
-            },
+            dataset: text.record.clone(),
             workers: share.count,
             activation_scale: self.capture.activation_scale,
             policy: Some(policy),
@@ -159,15 +173,67 @@ impl SaveActivations {
         };
         meta.run_id = self.common.run_id.clone().unwrap_or_else(|| meta.default_name());
         let run_dir = store.run_dir(&meta.run_id, Pointer::Capture)?;
-        Ok(Job { store, meta, run_dir, snapshot, info, hooks, tokenizer, dataset, share, rows })
+        Ok(Job {
+            store,
+            meta,
+            run_dir,
+            snapshot,
+            info,
+            hooks,
+            tokenizer,
+            text,
+            prepared,
+            share,
+            rows,
+        })
+    }
+
+    /// The run's streams where there are any, else the dataset.
+    fn text(
+        &self,
+        context: &Context,
+        prepared: Option<&PreparedRun>,
+        hub: &Hub,
+        snapshot: &Snapshot,
+        model: &ModelRecord,
+    ) -> Result<Text> {
+        if let Some(prepared) = prepared {
+            prepared.must_match(model)?;
+            return Ok(Text {
+                dataset: prepared.dataset()?,
+                contexts: Contexts::of_rendered(self.contexts.split),
+                record: prepared.record.dataset.clone(),
+            });
+        }
+        let contexts = Contexts::new(&self.contexts, &snapshot.dir)?;
+        let dataset = Dataset::open(&self.data.spec(&self.contexts, &context.config), hub)?;
+        let record = dataset.record(&self.data.hf_dataset)?;
+        Ok(Text { dataset, contexts, record })
+    }
+
+    /// The run's streams, if RUN_ID names one that 00 has prepared.
+    fn prepared(
+        &self,
+        context: &Context,
+        store: &Store,
+        share: Share,
+    ) -> Result<Option<PreparedRun>> {
+        let Some(run_id) = &self.common.run_id else { return Ok(None) };
+        let Some(prepared) = PreparedRun::open(&store.run_dir(run_id, Pointer::Capture)?)? else {
+            return Ok(None);
+        };
+        context.config.must_match(&prepared.record.config, run_id, "RUN_ID")?;
+        prepared.verify(share.index)?;
+        Ok(Some(prepared))
     }
 
     /// The job's documents and how they become rows.
     pub(super) fn source<'a>(&self, job: &'a Job) -> Source<'a> {
         Source {
-            dataset: &job.dataset,
+            dataset: &job.text.dataset,
+            contexts: &job.text.contexts,
             tokenizer: &job.tokenizer,
-            max_length: self.capture.max_length as usize,
+            max_length: self.contexts.max_length as usize,
             batch_size: u64::from(self.capture.batch_size_save),
             rows: &job.rows,
         }
@@ -282,7 +348,7 @@ impl SaveActivations {
             "run `{}`: documents {} of {}, hooks {}",
             job.meta.run_id,
             ranges.join(" and "),
-            thousands(job.dataset.len()),
+            thousands(job.text.dataset.len()),
             names.join(", ")
         );
         if let Some(words) = job.meta.policy.as_ref().and_then(|p| p.in_words()) {

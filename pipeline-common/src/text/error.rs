@@ -193,6 +193,38 @@ pub enum TextError {
         /// The cache directory.
         cache: PathBuf,
     },
+    /// PROMPT_TEMPLATE=chat, and the checkpoint has no template.
+    #[error("PROMPT_TEMPLATE is chat, but `{}` has no chat template", dir.display())]
+    NoTemplate {
+        /// The checkpoint's directory.
+        dir: PathBuf,
+    },
+    /// A chat template or the file it is in cannot be understood.
+    #[error("chat template of `{}`: {why}", file.display())]
+    Template {
+        /// The file that holds it.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A chat template refuses a conversation.
+    #[error("document {document}: the chat template of `{}` fails: {why}", file.display())]
+    Render {
+        /// Index of the document.
+        document: u64,
+        /// The file that holds the template.
+        file: PathBuf,
+        /// The template's own words, or the engine's.
+        why: String,
+    },
+    /// A document that is no conversation.
+    #[error("document {document} is no list of messages: {why}")]
+    Messages {
+        /// Index of the document.
+        document: u64,
+        /// What is wrong.
+        why: String,
+    },
     /// A repository that is not a model this program reads.
     #[error("model `{id}` has no {missing}")]
     NotAModel {
@@ -265,6 +297,7 @@ impl Classify for TextError {
             | Self::NoField { .. }
             | Self::NotText { .. }
             | Self::Streams { .. }
+            | Self::NoTemplate { .. }
             | Self::NotOnHub { .. } => Kind::Usage,
             Self::Empty { .. }
             | Self::NotUtf8 { .. }
@@ -273,6 +306,9 @@ impl Classify for TextError {
             | Self::Corrupt { .. }
             | Self::Changed { .. }
             | Self::StreamsFile { .. }
+            | Self::Template { .. }
+            | Self::Render { .. }
+            | Self::Messages { .. }
             | Self::NotAModel { .. }
             | Self::Index { .. } => Kind::Input,
             Self::Refused { .. } | Self::Unreachable { .. } | Self::NotCached { .. } => {
@@ -309,7 +345,9 @@ impl Classify for TextError {
             Self::Corrupt { .. } => "copy or download the file again".into(),
             Self::Streams { .. } => "repeat the run's settings, or give RUN_ID a new name".into(),
             Self::NotOnHub { .. } => {
-                "check the spelling and REVISION; a private repository also needs HF_TOKEN".into()
+                "check the spelling and REVISION (DATA_REVISION of a dataset); a private repository \
+                 also needs HF_TOKEN"
+                    .into()
             }
             Self::Refused { token: false, .. } => {
                 "set HF_TOKEN to a token that may read it; for a gated repository accept its \
@@ -332,6 +370,20 @@ impl Classify for TextError {
             }
             Self::NotAModel { .. } => {
                 "a model is config.json, tokenizer.json and safetensors weights".into()
+            }
+            Self::NoTemplate { .. } => {
+                "take an instruction-tuned model, or leave PROMPT_TEMPLATE out".into()
+            }
+            Self::Template { .. } => {
+                "the template is in chat_template.jinja or tokenizer_config.json of the model".into()
+            }
+            Self::Render { .. } => {
+                "the template does not take this order of roles, or a field is missing: leave such \
+                 documents out of the dataset"
+                    .into()
+            }
+            Self::Messages { .. } => {
+                "with PROMPT_TEMPLATE=chat, TEXT_FIELD holds a list of {role, content}".into()
             }
             Self::Io(e) => return io_hint(e),
             Self::Changed { .. } | Self::StreamsFile { .. } | Self::Index { .. } => return None,

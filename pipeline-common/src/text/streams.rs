@@ -21,16 +21,41 @@ pub struct Streams {
     pub count: u64,
     /// Number of documents in all of them.
     pub documents: u64,
-    /// Stream `i` is documents `bounds[i]..bounds[i + 1]`; sizes differ by one at most.
+    /// Stream `i` is documents `bounds[i]..bounds[i + 1]`.
     pub bounds: Vec<u64>,
 }
 
 impl Streams {
-    /// Cuts `documents` into `count` streams; `count` 0 is taken as 1.
+    /// Cuts `documents` into `count` streams whose sizes differ by one at most; `count` 0 is taken
+    /// as 1.
     pub fn split(documents: u64, count: u64) -> Self {
         let count = count.max(1);
         let bound = |i| (u128::from(documents) * i / u128::from(count)) as u64;
         Self { count, documents, bounds: (0..=u128::from(count)).map(bound).collect() }
+    }
+
+    /// Cuts documents of these weights into `count` streams of equal work: each weighs what the
+    /// mean does, give or take one document. `count` 0 is taken as 1.
+    ///
+    /// A bound is the document boundary nearest to where an exact cut would be.
+    pub fn balanced(weights: &[u32], count: u64) -> Self {
+        let count = count.max(1);
+        // A document without weight is not free to read.
+        let weight = |w: &u32| u128::from(*w).max(1);
+        let total: u128 = weights.iter().map(weight).sum();
+        let (mut bounds, mut before) = (vec![0], 0);
+        for (i, w) in weights.iter().map(weight).enumerate() {
+            // The next cut is at `bounds.len() * total / count`; compare it with this middle.
+            while bounds.len() < count as usize
+                && (2 * before + w) * u128::from(count) >= 2 * bounds.len() as u128 * total
+            {
+                bounds.push(i as u64);
+            }
+            before += w;
+        }
+        let documents = weights.len() as u64;
+        bounds.resize(count as usize + 1, documents);
+        Self { count, documents, bounds }
     }
 
     /// The documents of stream `i`; empty beyond the last.
@@ -115,6 +140,23 @@ mod tests {
             let sizes: Vec<u64> = (0..count).map(|i| streams.range(i).count() as u64).collect();
             let spread = sizes.iter().max().unwrap() - sizes.iter().min().unwrap();
             prop_assert!(spread <= 1);
+        }
+
+        #[test]
+        fn balanced_streams_cover_all_and_weigh_the_mean_give_or_take_a_document(
+            weights in proptest::collection::vec(0_u32..600, 0..400),
+            count in 1_u64..40,
+        ) {
+            let streams = Streams::balanced(&weights, count);
+            let all: Vec<u64> = (0..count).flat_map(|i| streams.range(i)).collect();
+            prop_assert_eq!(all, (0..weights.len() as u64).collect::<Vec<_>>());
+            let weight = |i: u64| u64::from(weights[i as usize].max(1));
+            let mean = (0..weights.len() as u64).map(weight).sum::<u64>() as f64 / count as f64;
+            let heaviest = weights.iter().max().map_or(0, |w| (*w).max(1));
+            for i in 0..count {
+                let found: u64 = streams.range(i).map(weight).sum();
+                prop_assert!((found as f64 - mean).abs() <= f64::from(heaviest) + 1e-6, "{i}: {found} of {mean}");
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashSet,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,14 @@ pub enum TokenizerError {
         /// Special tokens that the tokenizer adds to each sentence.
         special: usize,
     },
+    /// The tokenizer is another model's.
+    #[error("the tokenizer has {found} tokens, but the model's vocabulary is {model}")]
+    Vocabulary {
+        /// Tokens, added ones included.
+        found: usize,
+        /// Rows of the model's embedding.
+        model: usize,
+    },
     /// The tokenizer refused a text.
     #[error("tokenizer `{}` failed: {message}", path.display())]
     Encode {
@@ -66,6 +75,7 @@ impl Classify for TokenizerError {
                     .to_owned(),
             ),
             Self::TooShort { .. } => Some("raise MAX_LENGTH".to_owned()),
+            Self::Vocabulary { .. } => Some("the tokenizer belongs to another model".to_owned()),
             _ => None,
         }
     }
@@ -82,6 +92,15 @@ pub struct Encoding {
     pub offsets: Vec<(usize, usize)>,
 }
 
+/// A whole text as tokens, and what a limit would leave out of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uncut {
+    /// All of it.
+    pub encoding: Encoding,
+    /// Tokens that [`Tokenizer::encode_batch`] leaves out; they come before those at the end.
+    pub left_out: Range<usize>,
+}
+
 /// The tokenizer of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -89,6 +108,7 @@ pub struct Tokenizer {
     special: HashSet<u32>,
     file: PathBuf,
     fingerprint: String,
+    adds_special: bool,
 }
 
 impl Tokenizer {
@@ -110,7 +130,13 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
         let fingerprint = blake3::hash(&bytes).to_hex().to_string();
-        Ok(Self { inner, special, file, fingerprint })
+        Ok(Self { inner, special, file, fingerprint, adds_special: true })
+    }
+
+    /// Whether special tokens are added around a text: not where a chat template has written them.
+    #[must_use]
+    pub fn adding_special(self, adds_special: bool) -> Self {
+        Self { adds_special, ..self }
     }
 
     /// Encodes texts, each cut to `max_length` tokens including the special tokens around it.
@@ -124,10 +150,19 @@ impl Tokenizer {
         max_length: usize,
     ) -> Result<Vec<Encoding>, TokenizerError> {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let encodings = self.inner.encode_batch(texts, true).map_err(|e| {
-            TokenizerError::Encode { path: self.file.clone(), message: e.to_string() }
-        })?;
+        let encodings = self.inner.encode_batch(texts, self.adds_special);
+        let encodings = encodings.map_err(|e| self.failed(e))?;
         encodings.iter().map(|e| self.cut(e, max_length)).collect()
+    }
+
+    /// Encodes a text without cutting it, and says what [`Self::encode_batch`] would leave out.
+    ///
+    /// # Errors
+    /// As [`Self::encode_batch`].
+    pub fn encode_uncut(&self, text: &str, max_length: usize) -> Result<Uncut, TokenizerError> {
+        let encoding = self.inner.encode(text, self.adds_special).map_err(|e| self.failed(e))?;
+        let left_out = left_out(&encoding, max_length)?;
+        Ok(Uncut { encoding: self.part(&encoding, 0..encoding.len()), left_out })
     }
 
     /// Keeps the special tokens at both ends and as much of the text as fits between them.
@@ -136,21 +171,53 @@ impl Tokenizer {
         encoding: &tokenizers::Encoding,
         max_length: usize,
     ) -> Result<Encoding, TokenizerError> {
-        let added = encoding.get_special_tokens_mask();
-        let n = added.len();
-        let head = added.iter().take_while(|m| **m == 1).count();
-        let tail = added[head..].iter().rev().take_while(|m| **m == 1).count();
-        if max_length <= head + tail {
-            return Err(TokenizerError::TooShort { max_length, special: head + tail });
+        let out = left_out(encoding, max_length)?;
+        Ok(self.part(encoding, (0..out.start).chain(out.end..encoding.len())))
+    }
+
+    fn part(
+        &self,
+        encoding: &tokenizers::Encoding,
+        tokens: impl Iterator<Item = usize> + Clone,
+    ) -> Encoding {
+        let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        Encoding {
+            ids: tokens.clone().map(|i| ids[i]).collect(),
+            special: tokens
+                .clone()
+                .map(|i| added[i] == 1 || self.special.contains(&ids[i]))
+                .collect(),
+            offsets: tokens.map(|i| encoding.get_offsets()[i]).collect(),
         }
-        let text_end = (n - tail).min(max_length - tail);
-        let kept = || (0..text_end).chain(n - tail..n);
-        let ids = encoding.get_ids();
-        Ok(Encoding {
-            ids: kept().map(|i| ids[i]).collect(),
-            special: kept().map(|i| added[i] == 1 || self.special.contains(&ids[i])).collect(),
-            offsets: kept().map(|i| encoding.get_offsets()[i]).collect(),
-        })
+    }
+
+    fn failed(&self, error: tokenizers::Error) -> TokenizerError {
+        TokenizerError::Encode { path: self.file.clone(), message: error.to_string() }
+    }
+
+    /// Refuses the tokenizer of another model, whose ids the embedding does not have.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Vocabulary`].
+    pub fn check_vocabulary(&self, model: usize) -> Result<(), TokenizerError> {
+        let found = self.vocab_size();
+        if found <= model { Ok(()) } else { Err(TokenizerError::Vocabulary { found, model }) }
+    }
+
+    /// The id that stands for what the vocabulary does not have, if there is one.
+    pub fn unknown(&self) -> Option<u32> {
+        #[derive(serde::Deserialize)]
+        struct File {
+            model: Model,
+        }
+        #[derive(serde::Deserialize)]
+        struct Model {
+            unk_token: Option<String>,
+            unk_id: Option<u32>,
+        }
+        let bytes = fs_err::read(&self.file).ok()?;
+        let model = serde_json::from_slice::<File>(&bytes).ok()?.model;
+        model.unk_id.or_else(|| self.inner.token_to_id(&model.unk_token?))
     }
 
     /// The pieces as the vocabulary spells them, and the text of ids, special tokens kept.
@@ -158,9 +225,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] if the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, false)
-            .map_err(|e| TokenizerError::Encode { path: self.file.clone(), message: e.to_string() })
+        self.inner.decode(ids, false).map_err(|e| self.failed(e))
     }
 
     /// The piece of one id as the vocabulary spells it.
@@ -182,4 +247,19 @@ impl Tokenizer {
     pub fn file(&self) -> &Path {
         &self.file
     }
+}
+
+/// What a limit takes out of a text: its end, but not the special tokens added behind it.
+fn left_out(
+    encoding: &tokenizers::Encoding,
+    max_length: usize,
+) -> Result<Range<usize>, TokenizerError> {
+    let added = encoding.get_special_tokens_mask();
+    let n = added.len();
+    let head = added.iter().take_while(|m| **m == 1).count();
+    let tail = added[head..].iter().rev().take_while(|m| **m == 1).count();
+    if max_length <= head + tail {
+        return Err(TokenizerError::TooShort { max_length, special: head + tail });
+    }
+    Ok((n - tail).min(max_length - tail)..n - tail)
 }

@@ -1,18 +1,19 @@
 //! JSON lines: one object per line; lines of white space are not records.
 //!
-//! Only the text field is kept of a record. A `null` text is an empty document, so that documents
-//! keep their numbers.
+//! Only the text field is kept of a record: a string, or where messages are wanted any value as
+//! JSON. A `null` is an empty document, so that documents keep their numbers.
 
 use std::{borrow::Cow, fmt, path::Path};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{format::Packing, lines::Lines};
+use super::{Field, format::Packing, lines::Lines};
 use crate::text::error::TextError;
 
 /// Counts records, reading no further than `at_most` of them.
 pub(super) fn count(file: &Path, packing: Packing, at_most: u64) -> Result<u64, TextError> {
-    let mut records = Jsonl::open(file, packing, "")?;
+    let unread = Field { name: String::new(), json: false };
+    let mut records = Jsonl::open(file, packing, &unread)?;
     let mut count = 0;
     while count < at_most && records.advance()? {
         count += 1;
@@ -23,12 +24,12 @@ pub(super) fn count(file: &Path, packing: Packing, at_most: u64) -> Result<u64, 
 /// The texts of a file, in order.
 pub(super) struct Jsonl {
     lines: Lines,
-    field: String,
+    field: Field,
 }
 
 impl Jsonl {
-    pub fn open(file: &Path, packing: Packing, field: &str) -> Result<Self, TextError> {
-        Ok(Self { lines: Lines::open(file, packing)?, field: field.to_owned() })
+    pub fn open(file: &Path, packing: Packing, field: &Field) -> Result<Self, TextError> {
+        Ok(Self { lines: Lines::open(file, packing)?, field: field.clone() })
     }
 
     /// Moves past `records` records without parsing them; stops at the end of the file.
@@ -59,10 +60,11 @@ impl Jsonl {
         match found {
             Ok(Found::Text(text)) => Ok(text),
             Ok(Found::Other(found)) => {
-                Err(TextError::NotText { at: at(), field: self.field.clone(), found: found.into() })
+                let field = self.field.name.clone();
+                Err(TextError::NotText { at: at(), field, found: found.into() })
             }
             Ok(Found::Missing(found)) => {
-                Err(TextError::NoField { at: at(), field: self.field.clone(), found })
+                Err(TextError::NoField { at: at(), field: self.field.name.clone(), found })
             }
             Err(e) => Err(TextError::Json { at: at(), why: e.to_string() }),
         }
@@ -90,7 +92,7 @@ enum Found {
 }
 
 /// Reads one object, keeping the text field and, until it is found, the names of the others.
-struct TextField<'a>(&'a str);
+struct TextField<'a>(&'a Field);
 
 impl<'de> DeserializeSeed<'de> for TextField<'_> {
     type Value = Found;
@@ -111,7 +113,9 @@ impl<'de> Visitor<'de> for TextField<'_> {
         let mut found = None;
         let mut names = Vec::new();
         while let Some(Name(name)) = map.next_key()? {
-            if name == self.0 {
+            if name == self.0.name && self.0.json {
+                found = Some(Found::Text(super::json_text(map.next_value()?)));
+            } else if name == self.0.name {
                 found = Some(map.next_value_seed(TextValue)?);
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -191,7 +195,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f.jsonl");
         fs_err::write(&path, bytes).unwrap();
-        Jsonl::open(&path, packing, "text")?.collect()
+        let field = Field { name: "text".into(), json: false };
+        Jsonl::open(&path, packing, &field)?.collect()
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -260,6 +265,20 @@ mod tests {
             assert!(e.to_string().contains(said), "{e}\nexpected {said}");
             assert_eq!(e.kind(), kind, "{e}");
         }
+    }
+
+    #[test]
+    fn messages_are_handed_over_as_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.jsonl");
+        let list = r#"[{"role":"user","content":"a \"b\""}]"#;
+        let text = serde_json::to_string(list).unwrap();
+        fs_err::write(&path, format!("{{\"m\":{list}}}\n{{\"m\":{text}}}\n{{\"m\":null}}"))
+            .unwrap();
+        let field = Field { name: "m".into(), json: true };
+        let found: Vec<String> =
+            Jsonl::open(&path, Packing::None, &field).unwrap().map(Result::unwrap).collect();
+        assert_eq!(found, [list, list, ""]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub(super) mod format;
 mod jsonl;
 mod lines;
+mod nested;
 mod parquet;
 mod plain;
 mod source;
@@ -19,15 +20,17 @@ use std::{
 };
 
 use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use self::{
     format::{Format, Layout},
     jsonl::Jsonl,
+    nested::Nested,
     parquet::Parquet,
     plain::Plain,
     source::Source,
 };
-use super::{Hub, TextError};
+use super::{Hub, TextError, error::Place};
 
 /// Bytes at each end of a file that go into the fingerprint.
 const DIGESTED: u64 = 1 << 20;
@@ -46,20 +49,47 @@ pub struct Document {
 pub struct DatasetSpec {
     /// A path, folder, glob or hub id.
     pub source: String,
+    /// Branch, tag or commit of a hub repository.
+    pub revision: String,
     /// Narrows folders and repositories whose files are named after splits.
     pub split: String,
     /// The field of a record that holds the text; plain text has none.
     pub text_field: String,
+    /// Whether the field holds messages: a document's text is then their JSON.
+    pub messages: bool,
     /// Documents to read at most.
     pub limit: Option<u64>,
+}
+
+/// A dataset, exactly enough to find it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetRecord {
+    /// HF_DATASET as given.
+    pub source: String,
+    /// The commit that DATA_REVISION resolved to; local files have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Documents read.
+    pub documents: u64,
+    /// Changes when the files change.
+    pub fingerprint: String,
 }
 
 /// The documents of a dataset.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    text_field: String,
+    field: Field,
     files: Vec<DataFile>,
     len: u64,
+    commit: Option<String>,
+}
+
+/// Which part of a record is the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    pub name: String,
+    /// Any value is taken, as JSON; a string is taken to be JSON already.
+    pub json: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -80,7 +110,9 @@ impl Dataset {
     /// missing or no string; anything wrong with the first document of a file.
     pub fn open(spec: &DatasetSpec, hub: &Hub) -> Result<Self, TextError> {
         let source = Source::resolve(spec, hub)?;
-        let mut this = Self { text_field: spec.text_field.clone(), files: Vec::new(), len: 0 };
+        let field = Field { name: spec.text_field.clone(), json: spec.messages };
+        let commit = source.commit().map(str::to_owned);
+        let mut this = Self { field, files: Vec::new(), len: 0, commit };
         let limit = spec.limit.unwrap_or(u64::MAX);
         for i in 0..source.len() {
             if this.len == limit {
@@ -89,7 +121,7 @@ impl Dataset {
             let (name, path) = source.file(i)?;
             let file = DataFile::open(name, path, limit - this.len)?;
             if file.documents > 0 {
-                file.texts(&spec.text_field, 0)?.next().transpose()?;
+                file.texts(&this.field, 0)?.next().transpose()?;
             }
             this.len += file.documents;
             this.files.push(file);
@@ -101,7 +133,36 @@ impl Dataset {
         Ok(this)
     }
 
-    /// Number of documents, after the limit; never zero.
+    /// Files of which it is known how many documents they hold, in this order, without opening
+    /// them; the text is their field `text`.
+    ///
+    /// # Errors
+    /// [`TextError::Extension`] for a name that is not one of a data file.
+    pub fn of_files(files: Vec<(PathBuf, u64)>) -> Result<Self, TextError> {
+        let field = Field { name: "text".into(), json: false };
+        let len = files.iter().map(|(_, documents)| documents).sum();
+        let file = |(path, documents): (PathBuf, u64)| match Format::of(&path) {
+            Some(format) => Ok(DataFile { name: path.clone(), path, format, documents }),
+            None => Err(TextError::Extension { file: path }),
+        };
+        let files = files.into_iter().map(file).collect::<Result<_, _>>()?;
+        Ok(Self { field, files, len, commit: None })
+    }
+
+    /// What a run says about this dataset, which HF_DATASET calls `source`.
+    ///
+    /// # Errors
+    /// As [`Self::fingerprint`].
+    pub fn record(&self, source: &str) -> Result<DatasetRecord, TextError> {
+        Ok(DatasetRecord {
+            source: source.to_owned(),
+            revision: self.commit.clone(),
+            documents: self.len,
+            fingerprint: self.fingerprint()?,
+        })
+    }
+
+    /// Number of documents, after the limit.
     #[expect(clippy::len_without_is_empty, reason = "an empty dataset does not open")]
     pub fn len(&self) -> u64 {
         self.len
@@ -122,7 +183,7 @@ impl Dataset {
         let mut skip = range.start.min(end);
         let mut files = self.files.clone().into_iter();
         let mut documents = Documents {
-            text_field: self.text_field.clone(),
+            field: self.field.clone(),
             next: skip,
             left: end - skip,
             files: Vec::new().into_iter(),
@@ -133,7 +194,7 @@ impl Dataset {
         }
         for file in files.by_ref() {
             if skip < file.documents {
-                documents.current = Some(Current::open(file, &self.text_field, skip)?);
+                documents.current = Some(Current::open(file, &self.field, skip)?);
                 break;
             }
             skip -= file.documents;
@@ -162,6 +223,15 @@ impl Dataset {
     }
 }
 
+/// A value as the text of a document.
+fn json_text(value: serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
 fn digest_bytes(
     file: &mut fs::File,
     at_most: u64,
@@ -184,27 +254,34 @@ impl DataFile {
         Ok(Self { name, path, format, documents })
     }
 
-    fn texts(&self, text_field: &str, skip: u64) -> Result<Texts, TextError> {
+    fn texts(&self, field: &Field, skip: u64) -> Result<Texts, TextError> {
         let Format { layout, packing } = self.format;
         Ok(match layout {
             Layout::Jsonl => {
-                let mut records = Jsonl::open(&self.path, packing, text_field)?;
+                let mut records = Jsonl::open(&self.path, packing, field)?;
                 records.move_past(skip)?;
                 Box::new(records)
+            }
+            Layout::Plain if field.json => {
+                let (at, field) = (Place::file(&self.path), field.name.clone());
+                return Err(TextError::NoField { at, field, found: Vec::new() });
             }
             Layout::Plain => {
                 let mut documents = Plain::open(&self.path, packing)?;
                 documents.move_past(skip)?;
                 Box::new(documents)
             }
-            Layout::Parquet => Box::new(Parquet::open(&self.path, text_field, skip)?),
+            Layout::Parquet if field.json && parquet::is_nested(&self.path, &field.name)? => {
+                Box::new(Nested::open(&self.path, &field.name, skip)?)
+            }
+            Layout::Parquet => Box::new(Parquet::open(&self.path, &field.name, skip)?),
         })
     }
 }
 
 /// An iterator over documents; it owns what it reads from and can move to another thread.
 pub struct Documents {
-    text_field: String,
+    field: Field,
     next: u64,
     left: u64,
     files: std::vec::IntoIter<DataFile>,
@@ -218,8 +295,8 @@ struct Current {
 }
 
 impl Current {
-    fn open(file: DataFile, text_field: &str, skip: u64) -> Result<Self, TextError> {
-        let texts = file.texts(text_field, skip)?;
+    fn open(file: DataFile, field: &Field, skip: u64) -> Result<Self, TextError> {
+        let texts = file.texts(field, skip)?;
         Ok(Self { file, texts, read: skip })
     }
 
@@ -246,7 +323,7 @@ impl Documents {
                 return Ok(Some(text));
             }
             let Some(file) = self.files.next() else { return Ok(None) };
-            self.current = Some(Current::open(file, &self.text_field, 0)?);
+            self.current = Some(Current::open(file, &self.field, 0)?);
         }
     }
 }

@@ -157,9 +157,16 @@ impl Iterator for Parquet {
     }
 }
 
-fn open(file: &Path) -> Result<SerializedFileReader<std::fs::File>, TextError> {
+pub(super) fn open(file: &Path) -> Result<SerializedFileReader<std::fs::File>, TextError> {
     let handle = File::open(file)?.into_parts().0;
     guarded(file, || SerializedFileReader::new(handle))
+}
+
+/// Whether a field is a list or structure; false where there is none of that name.
+pub(super) fn is_nested(file: &Path, field: &str) -> Result<bool, TextError> {
+    let reader = open(file)?;
+    let schema = reader.metadata().file_metadata().schema();
+    Ok(schema.get_fields().iter().any(|f| f.name() == field && !f.is_primitive()))
 }
 
 /// The index of the text column among the leaves, and whether it may hold nulls.
@@ -189,16 +196,16 @@ fn text_column(
     Ok((index, column.max_def_level() > 0))
 }
 
-fn rows_of(metadata: &ParquetMetaData, group: usize) -> u64 {
+pub(super) fn rows_of(metadata: &ParquetMetaData, group: usize) -> u64 {
     u64::try_from(metadata.row_group(group).num_rows()).unwrap_or(0)
 }
 
-fn corrupt(file: &Path, why: impl Into<String>) -> TextError {
+pub(super) fn corrupt(file: &Path, why: impl Into<String>) -> TextError {
     TextError::Corrupt { file: file.to_owned(), why: why.into() }
 }
 
 /// Runs a decoder that reports bad bytes as errors and, in places, by panicking.
-fn guarded<T>(
+pub(super) fn guarded<T>(
     file: &Path,
     decode: impl FnOnce() -> Result<T, ParquetError>,
 ) -> Result<T, TextError> {

@@ -42,7 +42,7 @@ impl Source {
             let source_name = spec.source.clone();
             return Err(TextError::Missing { variable: "HF_DATASET", source_name });
         }
-        let repository = hub.dataset(&spec.source)?;
+        let repository = hub.dataset(&spec.source, &spec.revision)?;
         let names = published(&repository.names(), spec)?;
         let published = names.first().and_then(|n| split::shard_of(n)).map_or(0, |(_, of)| of);
         let total = if repository.is_cached() { published.max(names.len()) } else { names.len() };
@@ -53,6 +53,14 @@ impl Source {
         match self {
             Self::Local(files) => files.len(),
             Self::Hub { total, .. } => *total,
+        }
+    }
+
+    /// The commit of a hub repository.
+    pub fn commit(&self) -> Option<&str> {
+        match self {
+            Self::Local(_) => None,
+            Self::Hub { repository, .. } => Some(repository.commit()),
         }
     }
 
@@ -166,8 +174,14 @@ mod tests {
     use super::*;
 
     fn spec(split: &str) -> DatasetSpec {
-        let split = split.to_owned();
-        DatasetSpec { source: "a/b".into(), split, text_field: "text".into(), limit: None }
+        DatasetSpec {
+            source: "a/b".into(),
+            revision: "main".into(),
+            split: split.to_owned(),
+            text_field: "text".into(),
+            messages: false,
+            limit: None,
+        }
     }
 
     fn choose(names: &[&str], split: &str) -> Result<Vec<String>, TextError> {

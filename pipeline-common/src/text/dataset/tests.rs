@@ -43,7 +43,14 @@ fn write_parquet(path: &Path, texts: &[Option<&[u8]>], group: usize) {
 
 fn spec(source: &Path) -> DatasetSpec {
     let source = source.to_str().unwrap().to_owned();
-    DatasetSpec { source, split: "train".into(), text_field: "text".into(), limit: None }
+    DatasetSpec {
+        source,
+        revision: "main".into(),
+        split: "train".into(),
+        text_field: "text".into(),
+        messages: false,
+        limit: None,
+    }
 }
 
 fn open(spec: &DatasetSpec) -> Result<Dataset, TextError> {
@@ -230,4 +237,54 @@ fn a_file_that_shrank_after_opening_is_an_error_and_ends_the_iteration() {
     assert_eq!(all.len(), 2);
     let e = all[1].as_ref().unwrap_err();
     assert!(e.to_string().contains("expected 3 documents, found 1"), "{e}");
+}
+
+/// Conversations as `datasets` writes them, with a null list among them.
+fn write_conversations(path: &Path, group: usize, conversations: &[Option<usize>]) {
+    let schema = "message m { optional group messages (LIST) { repeated group list {
+        optional group element { optional binary content (UTF8); optional binary role (UTF8); } } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+    for chunk in conversations.chunks(group) {
+        let mut rows = writer.next_row_group().unwrap();
+        while let Some(mut column) = rows.next_column().unwrap() {
+            let (mut values, mut defined, mut repeated) = (vec![], vec![], vec![]);
+            for turns in chunk {
+                if turns.is_none() {
+                    defined.push(0);
+                    repeated.push(0);
+                }
+                for turn in 0..turns.unwrap_or(0) {
+                    values.push(ByteArray::from(format!("value {turn}").as_str()));
+                    defined.push(4);
+                    repeated.push(i16::from(turn > 0));
+                }
+            }
+            let typed = column.typed::<ByteArrayType>();
+            typed.write_batch(&values, Some(&defined), Some(&repeated)).unwrap();
+            column.close().unwrap();
+        }
+        rows.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+#[test]
+fn messages_in_parquet_are_handed_over_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chat.parquet");
+    write_conversations(&path, 2, &[Some(1), None, Some(2), Some(1), Some(1)]);
+    let messages = DatasetSpec { text_field: "messages".into(), messages: true, ..spec(&path) };
+    let dataset = open(&messages).unwrap();
+    let turn = |n: usize| format!(r#"{{"content":"value {n}","role":"value {n}"}}"#);
+    let one = format!("[{}]", turn(0));
+    let two = format!("[{},{}]", turn(0), turn(1));
+    let all = [one.clone(), String::new(), two, one.clone(), one];
+    assert_eq!(texts(&dataset, 0..u64::MAX), all);
+    for start in 1..5 {
+        assert_eq!(texts(&dataset, start..u64::MAX), all[start as usize..], "from {start}");
+    }
+    let as_text = DatasetSpec { messages: false, ..messages };
+    assert!(open(&as_text).unwrap_err().to_string().contains("field `messages` is a group"));
 }

@@ -22,8 +22,13 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Fetched where they exist.
-const SMALL: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", INDEX];
+const SMALL: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    INDEX,
+];
 
 /// Where models and datasets come from.
 #[derive(Clone, Debug)]
@@ -99,8 +104,8 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Self::model_dir`].
-    pub(super) fn dataset(&self, id: &str) -> Result<Repository, TextError> {
-        Repository::open(self, RepositoryKind::Dataset, id, "main")
+    pub(super) fn dataset(&self, id: &str, revision: &str) -> Result<Repository, TextError> {
+        Repository::open(self, RepositoryKind::Dataset, id, revision)
     }
 }
 
