@@ -12,6 +12,8 @@
 
 # Resources of each stage in submit_pipeline.sh, in addition to the #SBATCH lines of its script.
 # shellcheck disable=SC2034
+PREPARE_OPTIONS=() # e.g. (--partition=transfer --time=01:00:00)
+# shellcheck disable=SC2034
 SAVE_OPTIONS=()  # e.g. (--time=08:00:00 --cpus-per-task=16 --gres=gpu:1)
 # shellcheck disable=SC2034
 TRAIN_OPTIONS=() # e.g. (--time=12:00:00 --gres=gpu:1)

@@ -5,15 +5,15 @@ usage() {
 usage: slurm/run_local.sh demo
        slurm/run_local.sh STAGE...
 
-Runs stages one after the other without SLURM: save_activations, train_sae, top_sentences.
-Settings come from the environment and from CONFIG, as in a job. `demo` runs all three on
+Runs stages one after the other without SLURM: prepare_data, save_activations, train_sae,
+top_sentences. Settings come from the environment and from CONFIG, as in a job. `demo` runs all on
 configs/demo/demo.yaml into ./store (or STORE_DIR) and prints where the report is.
 
 Ctrl-C stops the running stage at its next safe point with exit code 75; the same command with the
 same RUN_ID goes on from there.
 
   slurm/run_local.sh demo
-  CONFIG=my.yaml RUN_ID=stories slurm/run_local.sh save_activations train_sae top_sentences
+  CONFIG=my.yaml RUN_ID=stories slurm/run_local.sh prepare_data save_activations train_sae top_sentences
   RUN_ID=stories SAE_RUN_ID=stories-k32 TOP_K=32 slurm/run_local.sh train_sae top_sentences
 USAGE
 }
@@ -30,7 +30,8 @@ binaries=()
 for stage; do
 	case $stage in
 	-h | --help) usage; exit 0 ;;
-	demo) demo=1 binaries=(01_save_activations 02_train_sae 03_top_sentences) ;;
+	demo) demo=1 binaries=(00_prepare_data 01_save_activations 02_train_sae 03_top_sentences) ;;
+	prepare_data) binaries+=(00_prepare_data) ;;
 	save_activations) binaries+=(01_save_activations) ;;
 	train_sae) binaries+=(02_train_sae) ;;
 	top_sentences) binaries+=(03_top_sentences) ;;
@@ -42,7 +43,7 @@ if [[ -n $demo ]]; then
 	# The names are fixed, so that a second call goes on with an interrupted first one.
 	export CONFIG=$PIPELINE_HOME/configs/demo/demo.yaml STORE_DIR=${STORE_DIR:-./store}
 	export RUN_ID=${RUN_ID:-demo} SAE_RUN_ID=${SAE_RUN_ID:-demo-sae}
-elif [[ ${binaries[0]} == 01_save_activations ]]; then
+elif [[ ${binaries[0]} == 0[01]_* ]]; then
 	export RUN_ID=${RUN_ID:-$(date +%Y%m%d-%H%M%S)-$$}
 fi
 if [[ -n ${RUN_ID-} && " ${binaries[*]} " == *" 02_train_sae "* ]]; then

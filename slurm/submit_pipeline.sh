@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Queues 01 -> 02 -> 03 as a dependency chain; runs on the login node.
+# Queues 00 -> 01 -> 02 -> 03 as a dependency chain; runs on the login node.
 usage() {
 	cat <<'USAGE'
-usage: slurm/submit_pipeline.sh [--array SPEC] [--check] [-- sbatch options for every stage]
+usage: slurm/submit_pipeline.sh [--array SPEC] [--check] [--prepare-here] [-- sbatch options for every stage]
 
-Queues 01_save_activations -> 02_train_sae -> 03_top_sentences, each after the one before it has
-succeeded, and prints the job ids and what to look at. Settings come from the environment and from
+Queues 00_prepare_data -> 01_save_activations -> 02_train_sae -> 03_top_sentences, each after the
+one before it has succeeded, and prints the job ids and what to look at. Settings come from the environment and from
 CONFIG; the resources of each stage, account and partition from slurm/env.sh.
 
   --array SPEC   01 as a job array, one stream per element (0-15, 0-15%4); the number of streams
                  is the highest index plus one unless WORKERS says otherwise
   --check        first run 01_save_activations --check here, on the CPU, and stop if it fails
+  --prepare-here run 00_prepare_data here before anything is queued: for compute nodes without a
+                 network
 
 RUN_ID and SAE_RUN_ID name the runs; without them new names are made from the date, so pipelines
 queued at the same time never meet. Naming an existing run goes on with it. Logs go to LOG_DIR,
@@ -18,16 +20,18 @@ by default $STORE_DIR/logs.
 
   slurm/submit_pipeline.sh
   CONFIG=my.yaml slurm/submit_pipeline.sh --check --array 0-15%4
+  CONFIG=my.yaml slurm/submit_pipeline.sh --prepare-here
   RUN_ID=stories SAE_RUN_ID=stories-k32 TOP_K=32 slurm/submit_pipeline.sh -- --qos=long
 USAGE
 }
 
-array='' check='' options=()
+array='' check='' here='' options=()
 while (($#)); do
 	case $1 in
 	--array) array=${2-}; shift 2 || { usage >&2; exit 2; } ;;
 	--array=*) array=${1#*=}; shift ;;
 	--check) check=1; shift ;;
+	--prepare-here) here=1; shift ;;
 	--) shift; options=("$@"); break ;;
 	-h | --help) usage; exit 0 ;;
 	*) echo "error: unknown argument $1" >&2; usage >&2; exit 2 ;;
@@ -77,23 +81,31 @@ if [[ -n $check ]]; then
 fi
 
 after=(--kill-on-invalid-dep=yes)
-submitted=''
-first=$(submit save_activations ${array:+"--array=$array"} "${SAVE_OPTIONS[@]}")
-submitted=$first
-second=$(submit train_sae "${after[@]}" --dependency="afterok:$first" "${TRAIN_OPTIONS[@]}")
-submitted="$first $second"
-third=$(submit top_sentences "${after[@]}" --dependency="afterok:$second" "${TOP_OPTIONS[@]}")
+submitted='' first='' wait=()
+if [[ -n $here ]]; then
+	"$PIPELINE_BIN/00_prepare_data"
+else
+	first=$(submit prepare_data "${PREPARE_OPTIONS[@]}")
+	submitted=$first wait=("${after[@]}" --dependency="afterok:$first")
+fi
+second=$(submit save_activations "${wait[@]}" ${array:+"--array=$array"} "${SAVE_OPTIONS[@]}")
+submitted+=${submitted:+ }$second
+third=$(submit train_sae "${after[@]}" --dependency="afterok:$second" "${TRAIN_OPTIONS[@]}")
+submitted+=" $third"
+fourth=$(submit top_sentences "${after[@]}" --dependency="afterok:$third" "${TOP_OPTIONS[@]}")
+submitted+=" $fourth"
 
 cat <<DONE
 RUN_ID      $RUN_ID
 SAE_RUN_ID  $SAE_RUN_ID
 STORE_DIR   $STORE_DIR
-save_activations  $first${array:+  (array $array, $WORKERS streams)}
-train_sae         $second  (after $first)
-top_sentences     $third  (after $second)
+prepare_data      ${first:-done here}
+save_activations  $second${first:+  (after $first)}${array:+  (array $array, $WORKERS streams)}
+train_sae         $third  (after $second)
+top_sentences     $fourth  (after $third)
 
-watch   squeue -j $first,$second,$third
+watch   squeue -j ${submitted// /,}
 logs    $LOG_DIR
-cancel  scancel $first $second $third
+cancel  scancel $submitted
 result  $STORE_DIR/runs/$SAE_RUN_ID
 DONE

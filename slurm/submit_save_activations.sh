@@ -17,7 +17,7 @@ usage: sbatch [--array=0-N] [sbatch options] slurm/submit_save_activations.sh [f
 Stage 01 as a job: text to activation shards. Settings come from the environment, from CONFIG and
 from the flags. The job is queued again when it is pre-empted or runs out of time, and goes on
 where it stopped; so does the same command after any other end. RUN_ID names the run (default: a
-name made from the settings).
+name made from the settings); one that 00_prepare_data made has its text and number of workers.
 
   sbatch slurm/submit_save_activations.sh
   LAYER_NUM=12 DATA_LIMIT=100000 sbatch --time=08:00:00 slurm/submit_save_activations.sh
