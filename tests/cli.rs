@@ -10,24 +10,27 @@ use clap::CommandFactory;
 use pipeline_common::{
     capture::{CaptureMeta, SaveActivations},
     plan::DiscoverLayers,
+    prepare::PrepareData,
     sae::TrainSae,
-    shard::ShardSet,
     stage::config::VARIABLES,
     status::PipelineStatus,
     top::TopSentences,
     verify::VerifyShards,
 };
 
-use super::workload::{Contents, DISCOVER, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, succeed};
+use super::workload::{
+    Contents, DISCOVER, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, sentences, succeed,
+};
 
 /// Variables and arguments that mean the same.
 type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// Those that a configuration is for; the others have settings of the moment alone.
-const STAGES: [&str; 4] = [SAVE, TRAIN, TOP, DISCOVER];
+const STAGES: [&str; 5] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER];
 
-fn commands() -> [(&'static str, clap::Command); 6] {
+fn commands() -> [(&'static str, clap::Command); 7] {
     [
+        (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
         (TRAIN, TrainSae::command()),
         (TOP, TopSentences::command()),
@@ -365,24 +368,6 @@ fn lists_are_written_with_commas_blanks_or_in_yaml() {
         assert_eq!(output.status.code(), Some(2), "{}", error(&output));
         contains(&error(&output), &["environment variable LAYERS"]);
     }
-}
-
-/// Every sentence of a run in order: document, text, tokens, and its rows' bits.
-fn sentences(run_dir: &Path) -> Vec<(u64, String, Vec<u32>, Vec<u16>)> {
-    let meta = CaptureMeta::read_complete(run_dir).unwrap();
-    let set = ShardSet::open(run_dir, &meta.hooks[0].name).unwrap();
-    let mut all = vec![];
-    for shard in 0..set.shards() {
-        let tokens = set.tokens(shard).unwrap();
-        for sentence in 0..tokens.sentences() {
-            let rows = tokens.sentence_rows(sentence);
-            let ids = rows.clone().map(|row| tokens.token(row).id).collect();
-            let first = set.first_row(shard);
-            let bits = rows.flat_map(|row| set.row(first + row)).map(|x| x.to_bits()).collect();
-            all.push((tokens.document(sentence), tokens.text(sentence).to_owned(), ids, bits));
-        }
-    }
-    all
 }
 
 #[test]

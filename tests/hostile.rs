@@ -10,16 +10,16 @@ use std::{path::Path, process::Command};
 use super::workload::{SAVE, TRAIN, Workload};
 
 /// What a stage must say when it refuses.
-struct Refusal<'a> {
-    code: i32,
+pub struct Refusal<'a> {
+    pub code: i32,
     /// All of them in the line that begins with `error:`.
-    error: &'a [&'a str],
+    pub error: &'a [&'a str],
     /// In the line that begins with `hint:`; an empty one where there is nothing to do.
-    hint: &'a str,
+    pub hint: &'a str,
 }
 
 /// Runs a stage that must refuse in one line, and say nothing else that matters.
-fn refused(command: &mut Command, expected: &Refusal<'_>) {
+pub fn refused(command: &mut Command, expected: &Refusal<'_>) {
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     let context = format!("{command:?}\n{said}");

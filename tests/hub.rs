@@ -21,11 +21,11 @@ use pipeline_common::{
     text::{Dataset, DatasetSpec, Hub, HubArgs, TextError},
 };
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What the server holds and what it was asked.
 #[derive(Default)]
-struct Store {
+pub struct Store {
     /// `models/a/b` or `datasets/a/b` to its files.
     repositories: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// The token without which requests get 401.
@@ -36,14 +36,22 @@ struct Store {
     requests: Mutex<Vec<String>>,
 }
 
-struct FakeHub {
+impl Store {
+    /// A hub that is always well and holds these.
+    pub fn of(repositories: [(&str, BTreeMap<String, Vec<u8>>); 2]) -> Self {
+        let repositories = repositories.map(|(name, files)| (name.to_owned(), files)).into();
+        Self { repositories, ..Self::default() }
+    }
+}
+
+pub struct FakeHub {
     address: String,
     store: Arc<Store>,
     runtime: tokio::runtime::Runtime,
 }
 
 impl FakeHub {
-    fn start(store: Store) -> Self {
+    pub fn start(store: Store) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Arc::new(store);
         let app = Router::new().fallback(answer).with_state(store.clone());
@@ -53,11 +61,15 @@ impl FakeHub {
         Self { address, store, runtime }
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     fn requests(&self) -> Vec<String> {
         self.store.requests.lock().unwrap().clone()
     }
 
-    fn stop(self) -> String {
+    pub fn stop(self) -> String {
         self.runtime.shutdown_background();
         self.address
     }
@@ -196,7 +208,14 @@ fn offline(endpoint: &str, home: &Path) -> Hub {
 }
 
 fn stories(source: &str, limit: Option<u64>) -> DatasetSpec {
-    DatasetSpec { source: source.into(), split: "train".into(), text_field: "text".into(), limit }
+    DatasetSpec {
+        source: source.into(),
+        revision: "main".into(),
+        split: "train".into(),
+        text_field: "text".into(),
+        messages: false,
+        limit,
+    }
 }
 
 fn texts(spec: &DatasetSpec, hub: &Hub) -> Result<Vec<String>, TextError> {

@@ -12,6 +12,7 @@ mod hub;
 mod interop;
 mod kill;
 mod policy;
+mod prepare;
 mod report;
 mod slurm;
 mod status;

@@ -9,8 +9,9 @@ use std::{
 use pipeline_common::{
     capture::{
         CaptureMeta,
-        meta::{DatasetRecord, HookRecord, ModelRecord, Totals},
+        meta::{HookRecord, Totals},
     },
+    model::ModelRecord,
     sae::{
         Activation, Parameters, Sae,
         formats::saelens,
@@ -21,6 +22,7 @@ use pipeline_common::{
         ActivationWriter, Committed, Dropped, Tokens, manifest, reader::MANIFEST, tokens::Token,
     },
     stage::{ResolvedConfig, atomic},
+    text::DatasetRecord,
 };
 
 const D_IN: usize = 8;
@@ -92,6 +94,7 @@ impl Planted {
             }],
             dataset: DatasetRecord {
                 source: "planted".into(),
+                revision: None,
                 documents: 60,
                 fingerprint: "0".into(),
             },

@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use pipeline_common::{capture::CaptureMeta, shard::ShardSet};
+
 /// What every stage of the job is given, besides `STORE_DIR`, `HF_DATASET` and the threads.
 pub const SETTINGS: &[(&str, &str)] = &[
     ("RUN_ID", "capture"),
@@ -25,6 +27,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("RAYON_NUM_THREADS", "2"),
 ];
 
+pub const PREPARE: &str = env!("CARGO_BIN_EXE_00_prepare_data");
 pub const SAVE: &str = env!("CARGO_BIN_EXE_01_save_activations");
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_02_train_sae");
 pub const TOP: &str = env!("CARGO_BIN_EXE_03_top_sentences");
@@ -146,6 +149,27 @@ impl Contents {
             .collect();
         assert!(wrong.is_empty(), "{after}: {wrong:#?}");
     }
+}
+
+/// A sentence of a run: document, text, tokens, and its rows' bits.
+pub type Sentence = (u64, String, Vec<u32>, Vec<u16>);
+
+/// Every sentence of a run in order.
+pub fn sentences(run_dir: &Path) -> Vec<Sentence> {
+    let meta = CaptureMeta::read_complete(run_dir).unwrap();
+    let set = ShardSet::open(run_dir, &meta.hooks[0].name).unwrap();
+    let mut all = vec![];
+    for shard in 0..set.shards() {
+        let tokens = set.tokens(shard).unwrap();
+        for sentence in 0..tokens.sentences() {
+            let rows = tokens.sentence_rows(sentence);
+            let ids = rows.clone().map(|row| tokens.token(row).id).collect();
+            let first = set.first_row(shard);
+            let bits = rows.flat_map(|row| set.row(first + row)).map(|x| x.to_bits()).collect();
+            all.push((tokens.document(sentence), tokens.text(sentence).to_owned(), ids, bits));
+        }
+    }
+    all
 }
 
 /// SplitMix64: the tests draw the same numbers each time.

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{Workplace, repository, script, within};
 
-const STAGES: [&str; 3] = ["save_activations", "train_sae", "top_sentences"];
+const STAGES: [&str; 4] = ["prepare_data", "save_activations", "train_sae", "top_sentences"];
 
 fn scripts() -> Vec<std::path::PathBuf> {
     let entries = fs_err::read_dir(repository().join("slurm")).unwrap();
@@ -20,7 +20,7 @@ fn text(output: &Output) -> String {
 #[test]
 fn scripts_parse_and_pass_shellcheck() {
     let scripts = scripts();
-    assert_eq!(scripts.len(), 7);
+    assert_eq!(scripts.len(), 8);
     let bash = Command::new("bash").arg("-n").args(&scripts).output().unwrap();
     assert!(bash.status.success(), "{}", text(&bash));
     let others = ["up", "down", "daemon"].map(|name| format!("tests/slurm/cluster/{name}"));
@@ -94,7 +94,7 @@ fn stages_run_one_after_the_other_on_one_run() {
     let output = work.command(script("run_local.sh")).args(STAGES).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let calls = work.calls();
-    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert_eq!(calls.len(), 4, "{calls:?}");
     let run = calls[0].split_whitespace().find(|word| word.starts_with("run=")).unwrap();
     assert!(run.len() > "run=".len() && calls.iter().all(|call| call.contains(run)), "{calls:?}");
     assert!(calls.iter().all(|call| call.contains("restart=0")));
@@ -106,7 +106,7 @@ fn a_failing_stage_ends_the_run_with_its_exit_code() {
     let mut command = work.command(script("run_local.sh"));
     let output = command.args(STAGES).env("FAKE_EXIT", "02_train_sae:65").output().unwrap();
     assert_eq!(output.status.code(), Some(65), "{}", text(&output));
-    assert_eq!(work.calls().len(), 2);
+    assert_eq!(work.calls().len(), 3);
 }
 
 #[test]
@@ -151,10 +151,10 @@ fn ctrl_c_stops_cleanly_and_the_same_command_goes_on() {
         let pid = Pid::from_child(&child);
         if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) }.unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(75), "{signal:?}");
-        assert_eq!(work.stops(), ["01_save_activations signals=1"], "{signal:?}");
+        assert_eq!(work.stops(), ["00_prepare_data signals=1"], "{signal:?}");
         command().status().unwrap();
         let calls = work.calls();
-        assert_eq!(calls.len(), 4, "{calls:?}");
+        assert_eq!(calls.len(), 5, "{calls:?}");
         assert!(!calls[1].contains("from=0"), "{}", calls[1]);
     }
 }

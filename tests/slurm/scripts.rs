@@ -103,11 +103,13 @@ fn a_pipeline_is_a_chain_with_its_own_runs() {
     for (output, workers) in [(&first, 2), (&second, 1)] {
         let (run, sae) = (told(output, "RUN_ID"), told(output, "SAE_RUN_ID"));
         let mine: Vec<_> = calls.iter().filter(|c| c.contains(&format!("run={run} "))).collect();
-        assert_eq!(mine.len(), workers + 2, "{calls:?}");
+        assert_eq!(mine.len(), workers + 3, "{calls:?}");
         assert!(mine.iter().all(|call| call.contains(&format!("sae={sae} "))), "{mine:?}");
-        assert!(mine[workers].starts_with("02_train_sae"), "{mine:?}");
-        assert!(mine[workers + 1].starts_with("03_top_sentences"), "{mine:?}");
-        assert!(workers == 1 || mine[0].contains("workers=2"), "{mine:?}");
+        assert!(mine[0].starts_with("00_prepare_data"), "{mine:?}");
+        assert!(mine[workers].starts_with("01_save_activations"), "{mine:?}");
+        assert!(mine[workers + 1].starts_with("02_train_sae"), "{mine:?}");
+        assert!(mine[workers + 2].starts_with("03_top_sentences"), "{mine:?}");
+        assert!(workers == 1 || mine[..3].iter().all(|c| c.contains("workers=2")), "{mine:?}");
     }
     assert_ne!(told(&first, "RUN_ID"), told(&second, "RUN_ID"));
     assert!(cluster.work.store().join("logs").is_dir());
@@ -121,7 +123,24 @@ fn a_pipeline_stops_at_the_stage_that_fails() {
     assert_eq!((told(&output, "RUN_ID"), told(&output, "SAE_RUN_ID")), ("r", "r-sae"));
     cluster.wait(told(&output, "train_sae"), "JobState", "FAILED");
     cluster.wait(told(&output, "top_sentences"), "JobState", "CANCELLED");
-    assert_eq!(cluster.work.calls().len(), 2);
+    assert_eq!(cluster.work.calls().len(), 3);
+}
+
+#[test]
+fn data_can_be_prepared_before_anything_is_queued() {
+    let Some(cluster) = Cluster::start() else { return };
+    let mut command = cluster.command(script("submit_pipeline.sh"));
+    let output = cluster.run(command.arg("--prepare-here"));
+    assert_eq!(told(&output, "prepare_data"), "done");
+    let calls = cluster.work.calls();
+    assert!(calls[0].starts_with("00_prepare_data"), "{calls:?}");
+    cluster.wait(told(&output, "top_sentences"), "JobState", "COMPLETED");
+    assert_eq!(cluster.work.calls().len(), 4);
+
+    let mut command = cluster.command(script("submit_pipeline.sh"));
+    command.arg("--prepare-here").env("FAKE_EXIT", "00_prepare_data:69");
+    assert_eq!(command.output().unwrap().status.code(), Some(69));
+    assert!(cluster.run(cluster.command("squeue").arg("--noheader")).is_empty(), "queued anyway");
 }
 
 #[test]

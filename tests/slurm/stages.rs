@@ -20,7 +20,7 @@ fn a_requeued_chain_ends_with_the_same_bytes_as_a_run_without_slurm() {
     let Some(cluster) = Cluster::start() else { return };
     let work = Workload::new(6000);
     let mut local = cluster.work.command(script("run_local.sh"));
-    local.args(["save_activations", "train_sae", "top_sentences"]);
+    local.args(["prepare_data", "save_activations", "train_sae", "top_sentences"]);
     let settings: Vec<_> = work.settings().into_iter().chain([("EPOCHS", "6".into())]).collect();
     cluster.run(local.envs(settings.clone()).env("PIPELINE_BIN", binaries()));
     let expected = work.take();
