@@ -31,7 +31,8 @@ if ((${#MODULES[@]})); then
 fi
 
 # --- paths ------------------------------------------------------------------------------------
-# Runs go to $STORE_DIR, by default $SCRATCH/store where the site sets SCRATCH, else ./store.
+# Runs go to $STORE_DIR, by default $SCRATCH/store where the site sets SCRATCH, else ./store. It may
+# be s3://bucket/prefix, gs:// or az://, with credentials in the environment.
 # export STORE_DIR=${STORE_DIR:-/scratch/my_project/store}
 # export HF_HOME=${HF_HOME:-/scratch/my_project/huggingface}
 # Compute nodes without a network read what the login node has cached:

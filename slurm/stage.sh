@@ -39,7 +39,7 @@ load_cluster() {
 	set -eu
 	PIPELINE_BIN=${PIPELINE_BIN:-$PIPELINE_HOME/target/release}
 	STORE_DIR=${STORE_DIR:-${SCRATCH:-.}/store}
-	[[ $STORE_DIR == /* ]] || STORE_DIR=$PWD/${STORE_DIR#./}
+	[[ $STORE_DIR == /* || $STORE_DIR == *://* ]] || STORE_DIR=$PWD/${STORE_DIR#./}
 	export STORE_DIR
 	# Steps have no PATH under --export=NONE, and srun ignores SLURM_CPUS_PER_TASK.
 	export SLURM_EXPORT_ENV=ALL SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}

@@ -16,7 +16,7 @@ CONFIG; the resources of each stage, account and partition from slurm/env.sh.
 
 RUN_ID and SAE_RUN_ID name the runs; without them new names are made from the date, so pipelines
 queued at the same time never meet. Naming an existing run goes on with it. Logs go to LOG_DIR,
-by default $STORE_DIR/logs.
+by default $STORE_DIR/logs, or ./logs where STORE_DIR is a URL.
 
   slurm/submit_pipeline.sh
   CONFIG=my.yaml slurm/submit_pipeline.sh --check --array 0-15%4
@@ -74,6 +74,8 @@ if [[ -n $array ]]; then
 fi
 export RUN_ID=${RUN_ID:-$(date +%Y%m%d-%H%M%S)-$$}
 export SAE_RUN_ID=${SAE_RUN_ID:-$RUN_ID-sae}
+# SLURM writes logs to a directory, wherever the runs go.
+if [[ $STORE_DIR == *://* ]]; then LOG_DIR=${LOG_DIR:-$PWD/logs}; fi
 LOG_DIR=${LOG_DIR:-$STORE_DIR/logs}
 mkdir -p "$LOG_DIR" || fail 69 "cannot make the log directory $LOG_DIR"
 if [[ -n $check ]]; then

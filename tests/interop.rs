@@ -1,6 +1,6 @@
 //! SAELens reads what this project saves, and computes the same numbers from it.
 
-use std::{collections::HashMap, io::Write, path::Path, process::Command};
+use std::{collections::HashMap, path::Path, process::Command};
 
 use pipeline_common::sae::{
     Activation, Parameters, Sae,
@@ -62,23 +62,9 @@ fn save(dir: &Path, activation: Activation) {
     safetensors::serialize_to_file(views, None, &dir.join("check.safetensors")).unwrap();
 }
 
-/// The Python with SAELens; `None`, with a loud line, where its packages cannot be fetched.
-fn python() -> Option<String> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/venv.sh");
-    let output = Command::new(script).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(69) {
-        let line = format!("SKIPPED, the Python packages cannot be fetched: {said}\n");
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-        return None;
-    }
-    assert!(output.status.success(), "{said}");
-    Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())
-}
-
 #[test]
 fn saelens_loads_and_computes_the_same() {
-    let Some(python) = python() else { return };
+    let Some(python) = super::venv::python("interop") else { return };
     let dir = tempfile::tempdir().unwrap();
     let folders = [
         ("topk", Activation::TopK { k: 8 }),

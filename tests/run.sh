@@ -5,7 +5,7 @@ usage() {
 usage: tests/run.sh [--no-install] [NEXTEST ARGUMENT]...
 
 Installs the packages that the tests need (as root or with sudo: SLURM, Chromium, shellcheck,
-Python; in target/: cargo-nextest where it is missing, a Python environment with SAELens), then
+Python; in target/: cargo-nextest where it is missing, Python with SAELens and with moto), then
 checks format, lints, documentation and the CUDA code, and runs every test. Prints each step with
 its duration; the exit code is 0 only if all of them pass.
 
@@ -56,8 +56,11 @@ nextest() {
 	cargo nextest --version 2>/dev/null || cargo install --locked --root target/tools cargo-nextest
 }
 
-interop() { # without PyPI the tests that need it say so themselves
-	tests/interop/venv.sh || { code=$?; ((code == 69)) || return "$code"; }
+python() { # without PyPI the tests that need it say so themselves
+	local name code
+	for name in interop remote; do
+		tests/venv.sh "$name" || { code=$?; ((code == 69)) || return "$code"; }
+	done
 }
 
 cuda() { # its own directory: the empty kernels must never meet a real build
@@ -72,7 +75,7 @@ documentation() {
 if [[ -n $install ]]; then
 	step 'packages' packages
 	step 'cargo-nextest' nextest
-	step 'python environment' interop
+	step 'python environments' python
 fi
 step 'format' cargo fmt --check
 step 'clippy' cargo clippy --locked --release --all-targets -- -D warnings

@@ -105,7 +105,7 @@ pub fn succeed(command: &mut Command) -> (String, String) {
 
 /// Every file of a store but logs, timings, progress files and checkpoints, by relative path. Which
 /// checkpoints are left depends on when a training was interrupted; what came of them does not.
-pub struct Contents(BTreeMap<PathBuf, Vec<u8>>);
+pub struct Contents(pub BTreeMap<PathBuf, Vec<u8>>);
 
 impl Contents {
     pub fn read(store: &Path) -> Self {
@@ -126,6 +126,12 @@ impl Contents {
             }
         }
         Self(files)
+    }
+
+    /// Leaves out files whose names end with one of `endings`.
+    pub fn without(mut self, endings: &[&str]) -> Self {
+        self.0.retain(|name, _| !endings.iter().any(|end| name.to_string_lossy().ends_with(end)));
+        self
     }
 
     pub fn names(&self) -> impl Iterator<Item = &Path> {

@@ -59,6 +59,10 @@ pub fn check(stage: &SaveActivations, job: &Job, context: &Context) -> Result<()
     plan.cost(stage, job, &mut table);
     let room = plan.room(job, &mut table)?;
     plan.wall_time(stage, job, context, &mut table);
+    if let Some(remote) = &job.remote {
+        remote.client().probe()?;
+        table.line("upload", format!("{}, writable", remote.client().location()));
+    }
     context.print(&table.0);
     match room {
         None => Ok(()),

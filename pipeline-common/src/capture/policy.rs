@@ -20,6 +20,7 @@ use crate::{
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Rows")]
 pub struct PolicyArgs {
+    /// Which tokens get rows.
     #[command(flatten)]
     pub tokens: RowArgs,
     /// Drop tokens whose row in any hook has a larger norm, before ACTIVATION_SCALE: a number, or
@@ -53,7 +54,7 @@ pub enum NormLimit {
 impl FromStr for NormLimit {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (number, limit): (_, fn(f64) -> Self) = match text.strip_suffix('x') {
             Some(factor) => (factor, Self::Median),
             None => (text, Self::Absolute),

@@ -19,16 +19,18 @@ use super::{
 use crate::{
     model::{self, Hook, HookArgs, HookedModel, ModelInfo, ModelRecord},
     prepare::{self, PreparedRun},
+    remote::{RemoteRun, Stream, UploadArgs, client::Version},
     slurm::Share,
     stage::{
-        CommonArgs, Context, Failure, Reporter, Result, Stage,
+        CommonArgs, Context, Failure, Reporter, Result, Stage, atomic,
         lock::Lock,
+        meta::{self, META},
         progress::thousands,
         store::{Pointer, Store},
     },
     text::{
         ContextArgs, Contexts, DataArgs, Dataset, DatasetRecord, Hub, HubArgs, ModelArgs, Snapshot,
-        Streams, tokenizer::Tokenizer,
+        Streams, streams::FILE, tokenizer::Tokenizer,
     },
 };
 
@@ -67,6 +69,8 @@ pub struct SaveActivations {
     pub(super) capture: CaptureArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    upload: UploadArgs,
 }
 
 /// Everything resolved and opened, before the model's weights.
@@ -83,6 +87,9 @@ pub(super) struct Job {
     pub share: Share,
     /// Which tokens get rows.
     pub rows: Rows,
+    pub remote: Option<RemoteRun>,
+    /// The remote run's meta.json when this process began.
+    begun: Option<Version>,
 }
 
 /// The documents, and what they are cut into.
@@ -105,24 +112,37 @@ impl Stage for SaveActivations {
         if self.capture.verify_model {
             context.print(&verify_model::verify(self, &job)?);
         }
-        if let Some(done) = self.claim(context, &mut job)? {
+        let uploaded = self.agree(context, &mut job)?;
+        if let Some(done) = self.claim(context, &mut job)?.filter(|_| uploaded) {
             tracing::info!(
                 "run `{}` is complete already: {} rows",
                 done.run_id,
                 thousands(done.totals.unwrap_or_default().rows)
             );
-            return job.store.publish(Pointer::Capture, &done.run_id);
+            return publish(&job);
         }
         let streams = match &job.prepared {
             Some(prepared) => prepared.streams.clone(),
             None => Streams::split(job.text.dataset.len(), job.share.count as u64),
         };
         streams.agree(&job.run_dir)?;
+        if let Some(remote) = &job.remote {
+            remote.agree(FILE, &fs_err::read(job.run_dir.join(FILE))?)?;
+        }
         let stream = streams.range(job.share.index as u64);
+        let keep = self.upload.keep(&self.common);
+        let uploads = |run: RemoteRun| Stream::open(run, job.share.index, &job.run_dir, keep);
+        let uploads = job.remote.clone().map(uploads).transpose()?;
         let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, job.share);
         reporter.watch(|| {
-            let worker = Worker::claim(self.target(&job), job.share, stream)?;
-            self.capture(context, &job, worker, &reporter)
+            let mut worker =
+                Worker::claim(self.target(&job), job.share, stream, uploads, &context.stop)?;
+            self.capture(context, &job, &mut worker, &reporter)?;
+            worker.finish_uploads()?;
+            if worker.left().is_empty() {
+                return Ok(());
+            }
+            context.leave_if_asked(&format!("{} documents left", worker.documents_left()))
         })?;
         let streams: Vec<Range<u64>> = (0..streams.count).map(|i| streams.range(i)).collect();
         finish(job, &streams)
@@ -173,6 +193,7 @@ impl SaveActivations {
         };
         meta.run_id = self.common.run_id.clone().unwrap_or_else(|| meta.default_name());
         let run_dir = store.run_dir(&meta.run_id, Pointer::Capture)?;
+        let remote = self.upload.run(&self.common, &meta.run_id)?;
         Ok(Job {
             store,
             meta,
@@ -185,6 +206,8 @@ impl SaveActivations {
             prepared,
             share,
             rows,
+            remote,
+            begun: None,
         })
     }
 
@@ -243,6 +266,26 @@ impl SaveActivations {
     pub(super) fn load(&self, job: &Job, hooks: &[Hook]) -> Result<Box<dyn HookedModel>> {
         let device = model::device(&self.common.device)?;
         Ok(model::load(&job.snapshot.dir, hooks, &device, self.capture.dtype.dtype())?)
+    }
+
+    /// Records in the remote store what the run is, or compares with what is recorded there, which
+    /// is taken over where this node knows less. Whether the run is complete wherever it has to be.
+    fn agree(&self, context: &Context, job: &mut Job) -> Result<bool> {
+        let Some(remote) = &job.remote else { return Ok(true) };
+        let local = CaptureMeta::read(&job.run_dir)?;
+        let mine = CaptureMeta { totals: None, ..local.as_ref().unwrap_or(&job.meta).clone() };
+        let there = remote.agree(META, &atomic::json(&mine)?)?;
+        let place = remote.client().url(&remote.key(META));
+        job.begun = Some(there.version);
+        let there: CaptureMeta = meta::parse(&there.bytes, &place, SCHEMA, "a capture run")?;
+        context.config.must_match(&there.config, &there.run_id, "RUN_ID")?;
+        job.meta.must_match(&there)?;
+        let repair = worker::is_under_repair(&job.run_dir, job.share.count)?;
+        let complete = there.totals.is_some() && !repair;
+        if local.is_none_or(|local| complete && local.totals.is_none()) {
+            there.write(&job.run_dir)?;
+        }
+        Ok(complete)
     }
 
     /// Records what the run is at its first start, compares at every later one; returns the
@@ -333,12 +376,12 @@ impl SaveActivations {
         &self,
         context: &Context,
         job: &Job,
-        mut worker: Worker,
+        worker: &mut Worker,
         reporter: &Reporter,
     ) -> Result<()> {
         let (all, left) = (worker.documents(), worker.documents_left());
         reporter.begin("documents", all - left, all);
-        flow::report(&worker, reporter);
+        flow::report(worker, reporter);
         if worker.left().is_empty() {
             return Ok(());
         }
@@ -355,11 +398,7 @@ impl SaveActivations {
             tracing::info!("{words}");
         }
         let model = self.load(job, &job.hooks)?;
-        flow::run(self.source(job), model.as_ref(), &job.hooks, &mut worker, context, reporter)?;
-        if worker.left().is_empty() {
-            return Ok(());
-        }
-        context.leave_if_asked(&format!("{} documents left", worker.documents_left()))
+        flow::run(self.source(job), model.as_ref(), &job.hooks, worker, context, reporter)
     }
 }
 
@@ -368,16 +407,25 @@ pub(crate) fn run_lock(run_dir: &Path) -> Result<Lock> {
     Lock::wait(&run_dir.join("run.lock"))
 }
 
+/// Makes the complete run the newest.
+fn publish(job: &Job) -> Result<()> {
+    if let Some(remote) = &job.remote {
+        remote.publish(Pointer::Capture)?;
+    }
+    job.store.publish(Pointer::Capture, &job.meta.run_id)
+}
+
 /// Completes the run if this was the last stream.
 fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
     // Before the lines are read: what is marked for recapture meanwhile must not be published.
     let _lock = run_lock(&job.run_dir)?;
-    let Some(lines) = worker::all_committed(&job.run_dir, streams)? else {
+    let Some(lines) = worker::all_committed(&job.run_dir, job.remote.as_ref(), streams)? else {
         tracing::info!("stream {} is done, others are not", job.share.index);
         return Ok(());
     };
-    // Of several that end at once one completes the run.
-    if CaptureMeta::read(&job.run_dir)?.is_some_and(|meta| meta.totals.is_some()) {
+    // Of several that end at once one completes the run; a remote store sees to that itself.
+    let done = CaptureMeta::read(&job.run_dir)?.is_some_and(|meta| meta.totals.is_some());
+    if done && job.remote.is_none() {
         tracing::info!("stream {} is done, another worker completed the run", job.share.index);
         return Ok(());
     }
@@ -387,7 +435,12 @@ fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
     }
     job.meta.totals = Some(totals);
     job.meta.write(&job.run_dir)?;
-    job.store.publish(Pointer::Capture, &job.meta.run_id)?;
+    if let (Some(remote), Some(begun)) = (&job.remote, &job.begun)
+        && remote.complete(&lines, &atomic::json(&job.meta)?, begun)?
+    {
+        tracing::info!("all is in `{}`", remote.client().url(&remote.key("")));
+    }
+    publish(&job)?;
     tracing::info!(
         "run `{}` is complete: {} rows in {} shards, {}",
         job.meta.run_id,

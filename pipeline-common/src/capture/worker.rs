@@ -12,6 +12,7 @@ use std::{
 
 use super::meta::{HookRecord, Statistics, Totals};
 use crate::{
+    remote::{RemoteRun, Stream, Uploader},
     shard::{
         ActivationWriter, Committed, Dropped, HookFile, Shard, Stats, Tokens,
         format::Metadata,
@@ -21,7 +22,7 @@ use crate::{
         writer::Saturated,
     },
     slurm::Share,
-    stage::{Failure, Result, lock::Lock},
+    stage::{Failure, Result, StopFlag, lock::Lock},
 };
 
 /// Everything a worker needs to write shards.
@@ -73,6 +74,7 @@ pub struct Worker {
     again: VecDeque<Committed>,
     /// The whole shards.
     captured: Totals,
+    uploader: Option<Uploader>,
     _lock: Lock,
 }
 
@@ -104,17 +106,28 @@ pub fn worker_lock(run_dir: &Path, worker: usize) -> Result<Lock> {
 }
 
 impl Worker {
-    /// Takes the stream and finds where to go on.
+    /// Takes the stream and finds where to go on; with `remote` in step with what is there.
     ///
     /// # Errors
     /// [`Failure::stopped`] if another process has it; I/O errors; manifest lines that do not
     /// follow each other.
-    pub fn claim(target: Target, share: Share, stream: Range<u64>) -> Result<Self> {
+    pub fn claim(
+        target: Target,
+        share: Share,
+        stream: Range<u64>,
+        remote: Option<Stream>,
+        stop: &StopFlag,
+    ) -> Result<Self> {
         for dir in target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens", "workers"]) {
             fs_err::create_dir_all(target.run_dir.join(dir))?;
         }
         let lock = worker_lock(&target.run_dir, share.index)?;
         let mut lines = committed(&target.run_dir, share.index, &stream)?;
+        let mut uploader = None;
+        if let Some(mut remote) = remote {
+            lines = remote.catch_up(lines)?;
+            uploader = Some(Uploader::start(remote, lines.len(), stop.clone())?);
+        }
         let next_document = lines.last().map_or(stream.start, |l| l.end_document);
         let unfinished = lines.pop_if(|last| last.unfinished);
         let captured = Totals::of(lines.iter().filter(|line| !line.recapture));
@@ -129,6 +142,7 @@ impl Worker {
             warned: false,
             again: lines.into_iter().filter(|line| line.recapture).collect(),
             captured,
+            uploader,
             _lock: lock,
         };
         worker.sweep()?;
@@ -238,7 +252,10 @@ impl Worker {
         }
         tracing::debug!("committed shard {shard} of worker {}: {rows} rows", self.share.index);
         self.sweep()?;
-        if self.left().is_empty() { self.forget_replaced_lines() } else { Ok(()) }
+        if self.left().is_empty() {
+            self.forget_replaced_lines()?;
+        }
+        self.hand_over()
     }
 
     fn append(&mut self, line: Committed) -> Result<()> {
@@ -262,6 +279,26 @@ impl Worker {
             *damaged = line;
         }
         Ok(manifest::write(&manifest_path(&self.target.run_dir, self.share.index), &lines)?)
+    }
+
+    /// Leaves what was committed to the uploads.
+    fn hand_over(&self) -> Result<()> {
+        let Some(uploader) = &self.uploader else { return Ok(()) };
+        let lines = committed(&self.target.run_dir, self.share.index, &self.stream)?;
+        Ok(uploader.hand_over(lines)?)
+    }
+
+    /// Waits until everything committed is uploaded.
+    ///
+    /// # Errors
+    /// What ended the uploads; [`Failure::stopped`] if they take too long after a stop was asked for.
+    pub fn finish_uploads(&mut self) -> Result<()> {
+        let Some(uploader) = self.uploader.take() else { return Ok(()) };
+        match uploader.finish()? {
+            Some(stream) if self.left().is_empty() => Ok(stream.sweep()?),
+            Some(_) => Ok(()),
+            None => Err(Failure::stopped("stopped on request; the next start uploads the rest")),
+        }
     }
 
     /// Removes what killed and stopped processes left: `.partial` files and unfinished shards that
@@ -352,8 +389,13 @@ impl Worker {
 /// shards that were replaced are left out.
 fn committed(run_dir: &Path, worker: usize, stream: &Range<u64>) -> Result<Vec<Committed>> {
     let path = manifest_path(run_dir, worker);
+    following(manifest::read(&path)?, &path, stream)
+}
+
+/// The lines that count, checked; `path` is for messages.
+fn following(all: Vec<Committed>, path: &Path, stream: &Range<u64>) -> Result<Vec<Committed>> {
     let mut lines: Vec<Committed> = vec![];
-    for line in manifest::read(&path)? {
+    for line in all {
         lines.pop_if(|last| last.unfinished);
         let next = lines.last().map_or(stream.start, |l| l.end_document);
         if line.first_document != next || line.end_document > stream.end {
@@ -370,14 +412,37 @@ fn committed(run_dir: &Path, worker: usize, stream: &Range<u64>) -> Result<Vec<C
     Ok(lines)
 }
 
-/// All shards of the run in order, if every stream is complete.
+/// Whether a worker of the run has shards to capture again.
+///
+/// # Errors
+/// I/O errors; manifest lines that cannot be read.
+pub fn is_under_repair(run_dir: &Path, workers: usize) -> Result<bool> {
+    for worker in 0..workers {
+        let lines = manifest::read(&manifest_path(run_dir, worker))?;
+        if lines.iter().any(|line| line.recapture) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All shards of the run in order, if every stream is complete: of a remote run, there.
 ///
 /// # Errors
 /// I/O errors; manifest lines that do not follow each other.
-pub fn all_committed(run_dir: &Path, streams: &[Range<u64>]) -> Result<Option<Vec<Committed>>> {
+pub fn all_committed(
+    run_dir: &Path,
+    remote: Option<&RemoteRun>,
+    streams: &[Range<u64>],
+) -> Result<Option<Vec<Committed>>> {
     let mut all = vec![];
     for (worker, stream) in streams.iter().enumerate() {
-        let lines = committed(run_dir, worker, stream)?;
+        let path = manifest_path(run_dir, worker);
+        let lines = match remote {
+            Some(remote) => remote.lines(worker)?,
+            None => manifest::read(&path)?,
+        };
+        let lines = following(lines, &path, stream)?;
         let end = lines.last().map_or(stream.start, |l| l.end_document);
         if end != stream.end || lines.iter().any(|l| l.recapture) {
             return Ok(None);

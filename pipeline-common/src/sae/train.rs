@@ -25,6 +25,7 @@ use super::{
 use crate::{
     capture::{CaptureMeta, meta::HookRecord},
     kernels::columns::row_variance,
+    remote::{Reader, ReaderArgs, mirror::Mirror},
     shard::{Order, ShardSet, format, reader::MANIFEST},
     slurm::Share,
     stage::{
@@ -32,7 +33,7 @@ use crate::{
         lock::Lock,
         meta,
         progress::{bytes, thousands},
-        store::{Pointer, Store},
+        store::Pointer,
     },
 };
 
@@ -65,6 +66,8 @@ pub struct TrainSae {
     /// Which of the capture's hooks to train on, where it has several
     #[arg(long, env, value_name = "NAME")]
     hook: Option<String>,
+    #[command(flatten)]
+    reader: ReaderArgs,
 }
 
 /// What a training run says about itself, in `meta.json`; written last.
@@ -139,7 +142,7 @@ struct Job {
     scale: f32,
     run_id: String,
     run_dir: PathBuf,
-    store: Store,
+    reader: Reader,
 }
 
 impl Stage for TrainSae {
@@ -186,6 +189,10 @@ impl Stage for TrainSae {
 
     fn run(&self, context: &Context) -> Result<()> {
         let job = self.open(context)?;
+        let mut mirror = job.reader.mirror(&job.run_id, &job.run_dir);
+        if let Some(mirror) = &mirror {
+            mirror.pull()?;
+        }
         // Before anything is written there: SAE_RUN_ID may name a capture.
         let done = TrainingMeta::read(&job.run_dir)?;
         fs_err::create_dir_all(&job.run_dir)?;
@@ -194,12 +201,13 @@ impl Stage for TrainSae {
         self.claim(context, &job)?;
         if done.is_some() {
             tracing::info!("training run `{}` is complete already", job.run_id);
-            return job.store.publish(Pointer::Training, &job.run_id);
+            return job.publish(mirror.as_mut());
         }
         let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, Share::WHOLE);
         reporter.watch(|| {
             reporter.begin("steps", 0, job.plan.schedule.steps);
             let mut session = self.session(context, &job)?;
+            session.mirror = mirror;
             session.train(context, &reporter)?;
             self.finish(context, session)
         })
@@ -214,11 +222,12 @@ impl TrainSae {
             )
             .hint("set DEVICE=cpu or leave it at auto"));
         }
-        let store = Store::new(self.common.store_root());
+        let reader = self.reader.reader(&self.common)?;
         let (capture_id, capture_dir) =
-            store.find(self.common.run_id.as_deref(), Pointer::Capture)?;
+            reader.find(self.common.run_id.as_deref(), Pointer::Capture)?;
         let capture = CaptureMeta::read_complete(&capture_dir)?;
         let hook = capture.hook(self.hook.as_deref())?.clone();
+        let capture_dir = reader.stage(context, &capture_id, &capture_dir, &hook.name)?;
         let set = ShardSet::open(&capture_dir, &hook.name)?;
         let (train, held_out) = split(&set, self.train.validation)?;
         let train_rows = train.iter().map(ExactSizeIterator::len).sum();
@@ -233,7 +242,7 @@ impl TrainSae {
             let values = format!("{capture_id} {manifest} {} {:?}", hook.name, settings.values());
             format!("sae-{}-{}", hook.directory, &blake3::hash(values.as_bytes()).to_hex()[..8])
         });
-        let run_dir = store.run_dir(&run_id, Pointer::Training)?;
+        let run_dir = reader.store().run_dir(&run_id, Pointer::Training)?;
         let scale = (1.0 / rms) as f32;
         Ok(Job {
             capture,
@@ -246,7 +255,7 @@ impl TrainSae {
             scale,
             run_id,
             run_dir,
-            store,
+            reader,
         })
     }
 
@@ -310,7 +319,17 @@ impl TrainSae {
         let objective = self.train.objective(plan.d_in);
         let trainer = Trainer::new(state, objective, plan.adam, context.threads);
         let every = (self.train.log_every, self.train.checkpoint_every);
-        Ok(Session { job, order, checkpoints, history, trainer, every, seconds: 0.0, steps: 0 })
+        Ok(Session {
+            job,
+            order,
+            checkpoints,
+            history,
+            trainer,
+            every,
+            seconds: 0.0,
+            steps: 0,
+            mirror: None,
+        })
     }
 
     fn finish(&self, context: &Context, mut session: Session<'_>) -> Result<()> {
@@ -349,7 +368,7 @@ impl TrainSae {
             config: context.config.scientific(),
         };
         atomic::write_json(&job.run_dir.join("meta.json"), &meta)?;
-        job.store.publish(Pointer::Training, &job.run_id)?;
+        job.publish(session.mirror.as_mut())?;
         let (figures, dead) = (evaluation.figures, session.trainer.state.firing.dead_fraction());
         tracing::info!(
             "trained `{}`: FVU {:.4}, L0 {:.1}, {:.1} % dead, in {}",
@@ -364,6 +383,15 @@ impl TrainSae {
 }
 
 impl Job {
+    /// Makes the complete training the newest, in the remote store too.
+    fn publish(&self, mirror: Option<&mut Mirror>) -> Result<()> {
+        if let Some(mirror) = mirror {
+            mirror.push()?;
+        }
+        self.reader.publish(Pointer::Training, &self.run_id)?;
+        self.reader.store().publish(Pointer::Training, &self.run_id)
+    }
+
     /// The first rows of the first epoch, for the geometric median.
     fn sample(&self, order: &mut Order) -> Vec<f32> {
         let mut rows = vec![];
@@ -420,6 +448,7 @@ struct Session<'a> {
     every: (u64, u64),
     seconds: f64,
     steps: u64,
+    mirror: Option<Mirror>,
 }
 
 impl Session<'_> {
@@ -469,7 +498,8 @@ impl Session<'_> {
     /// The curve first: a resume cuts it back to the checkpoint's step.
     fn save(&mut self) -> Result<()> {
         self.history.write()?;
-        Ok(self.checkpoints.save(&self.trainer.state)?)
+        self.checkpoints.save(&self.trainer.state)?;
+        Ok(self.mirror.as_mut().map_or(Ok(()), Mirror::push)?)
     }
 
     fn record(&self, losses: &Losses, variance: f64, lr: f64) -> Record {

@@ -108,6 +108,18 @@ pub fn read_each(path: &Path) -> Result<Vec<Result<Committed, ShardError>>, Shar
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
+    Ok(parse_each(path, &text))
+}
+
+/// Parses all whole lines of a manifest; `path` is for messages.
+///
+/// # Errors
+/// [`ShardError::Manifest`] for a line that cannot be read.
+pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Committed>, ShardError> {
+    parse_each(path, text).into_iter().collect()
+}
+
+fn parse_each(path: &Path, text: &[u8]) -> Vec<Result<Committed, ShardError>> {
     let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
     if whole < text.len() {
         tracing::warn!("manifest `{}`: dropping a torn last line at byte {whole}", path.display());
@@ -125,7 +137,7 @@ pub fn read_each(path: &Path) -> Result<Vec<Result<Committed, ShardError>>, Shar
         lines.push(serde_json::from_slice(line.trim_ascii_end()).map_err(bad));
         offset += line.len();
     }
-    Ok(lines)
+    lines
 }
 
 /// Appends a line durably: this is the commit of the shard. A torn line left by a killed
@@ -144,12 +156,20 @@ pub fn append(path: &Path, committed: &Committed) -> Result<(), ShardError> {
 /// # Errors
 /// Any I/O error, naming the path.
 pub fn write(path: &Path, lines: &[Committed]) -> Result<(), ShardError> {
+    Ok(crate::stage::atomic::write(path, &to_bytes(lines)?)?)
+}
+
+/// A manifest as it is stored.
+///
+/// # Errors
+/// If a line cannot be written as JSON.
+pub fn to_bytes(lines: &[Committed]) -> Result<Vec<u8>, ShardError> {
     let mut text = vec![];
     for line in lines {
         serde_json::to_writer(&mut text, line).map_err(std::io::Error::from)?;
         text.push(b'\n');
     }
-    Ok(crate::stage::atomic::write(path, &text)?)
+    Ok(text)
 }
 
 fn cut_torn_line(path: &Path) -> std::io::Result<()> {

@@ -59,9 +59,17 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Any I/O error, naming the path.
 pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    write(path, text.as_bytes())
+    write(path, &json(value)?)
+}
+
+/// `value` as [`write_json`] writes it.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub fn json<T: serde::Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 /// Moves a file to another directory of the same file system, durably, making that directory first.

@@ -17,6 +17,7 @@ use serde_yaml::Value;
 use super::{
     Failure, Result, Stage,
     layers::{Layer, config_path, read_run, run_file, with_defaults},
+    store::node_scratch,
 };
 
 /// Every environment variable of any stage. Exact names are never reported as misspellings, and
@@ -77,11 +78,14 @@ pub const VARIABLES: &[&str] = &[
     "SPARSITY_WARMUP",
     "SPLIT",
     "STALL_AFTER",
+    "STAGING",
     "STORE_DIR",
     "TEXT_FIELD",
     "TIME_LIMIT",
     "TOP_K",
     "TOP_N",
+    "UPLOAD_KEEP",
+    "UPLOAD_TO",
     "VALIDATION",
     "VERIFY_MODEL",
     "WARMUP",
@@ -125,8 +129,11 @@ const OPERATIONAL: &[&str] = &[
     "run_id",
     "sae_run_id",
     "stall_after",
+    "staging",
     "store_dir",
     "time_limit",
+    "upload_keep",
+    "upload_to",
     "verify_model",
     "watch",
     "worker",
@@ -136,7 +143,8 @@ const OPERATIONAL: &[&str] = &[
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Run")]
 pub struct CommonArgs {
-    /// Directory that holds all runs [default: $SCRATCH/store where SCRATCH is set, else ./store]
+    /// Directory that holds all runs, or s3://BUCKET/PREFIX, gs://, az://
+    /// [default: $SCRATCH/store where SCRATCH is set, else ./store]
     #[arg(long, env, value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
     /// Run to work on; wins over run_id.txt
@@ -165,8 +173,19 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// The store's directory: given, or under `$SCRATCH`, or `./store`.
+    /// STORE_DIR where it is a URL.
+    pub fn store_url(&self) -> Option<&str> {
+        self.store_dir.as_deref()?.to_str().filter(|text| text.contains("://"))
+    }
+
+    /// The store's directory: given, or under `$SCRATCH`, or `./store`; of a remote store the
+    /// working copy on this node.
     pub fn store_root(&self) -> PathBuf {
+        if let Some(url) = self.store_url() {
+            // Runs of one name in two stores are two runs.
+            let digest = blake3::hash(url.trim_end_matches('/').as_bytes()).to_hex();
+            return node_scratch().join(format!("store-{}", &digest[..8]));
+        }
         let scratch = || std::env::var_os("SCRATCH").filter(|s| !s.is_empty()).map(PathBuf::from);
         self.store_dir
             .clone()

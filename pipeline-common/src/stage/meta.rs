@@ -31,9 +31,16 @@ pub fn read_file<T: DeserializeOwned>(path: &Path, newest: u32, what: &str) -> R
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let bad = |what: String| Failure::input(format!("`{}`: {what}", path.display()));
-    let value: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    parse(&bytes, &path.display().to_string(), newest, what).map(Some)
+}
+
+/// As [`read`], from the file's contents; `place` is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse<T: DeserializeOwned>(bytes: &[u8], place: &str, newest: u32, what: &str) -> Result<T> {
+    let bad = |what: String| Failure::input(format!("`{place}`: {what}"));
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     match value["schema"].as_u64() {
         Some(n) if n <= u64::from(newest) => {}
         found => {
@@ -46,5 +53,5 @@ pub fn read_file<T: DeserializeOwned>(path: &Path, newest: u32, what: &str) -> R
         bad(format!("not the file of {what}: {e}"))
             .hint("RUN_ID names a capture run, SAE_RUN_ID a training run")
     };
-    Ok(Some(serde_json::from_value(value).map_err(other)?))
+    serde_json::from_value(value).map_err(other)
 }

@@ -6,6 +6,12 @@ use fs_err as fs;
 
 use super::{Failure, Result, atomic, lock::Lock};
 
+/// This node's own disk: $SLURM_TMPDIR, else the temporary directory.
+pub fn node_scratch() -> PathBuf {
+    let given = std::env::var_os("SLURM_TMPDIR").filter(|dir| !dir.is_empty());
+    given.map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
 /// Which kind of run a pointer file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pointer {

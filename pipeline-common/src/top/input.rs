@@ -7,12 +7,10 @@ use rayon::prelude::*;
 use crate::{
     capture::CaptureMeta,
     kernels::sparse::SparseRows,
+    remote::Reader,
     sae::{Sae, SaeError, formats::saelens, history::Record, train::TrainingMeta},
     shard::{ShardSet, TokenFile},
-    stage::{
-        Context, Failure, Result,
-        store::{Pointer, Store},
-    },
+    stage::{Context, Failure, Result, store::Pointer},
 };
 
 /// Sparse latents kept at a time, in bytes; without a fixed k each row has room for all.
@@ -37,19 +35,20 @@ pub(super) struct Input {
 impl Input {
     /// Opens the training run and the capture it was trained on, or another one.
     pub fn open(
-        store: &Store,
+        reader: &Reader,
         training: Option<&str>,
         capture: Option<&str>,
         context: &Context,
     ) -> Result<Self> {
-        let (run_id, store_run) = store.find(training, Pointer::Training)?;
+        let (run_id, store_run) = reader.find(training, Pointer::Training)?;
         let training = TrainingMeta::read_complete(&store_run)?;
         let history = read_history(&store_run)?;
         let wanted = capture.unwrap_or(&training.capture_run_id);
-        let (_, capture_dir) = store.find(Some(wanted), Pointer::Capture)?;
+        let (capture_id, capture_dir) = reader.find(Some(wanted), Pointer::Capture)?;
         let capture = CaptureMeta::read_complete(&capture_dir)?;
         let hook = capture.hook(Some(&training.hook))?.name.clone();
         let sae = saelens::load(&store_run)?;
+        let capture_dir = reader.stage(context, &capture_id, &capture_dir, &hook)?;
         let set = ShardSet::open(&capture_dir, &hook)?;
         if set.d_in() != sae.params.d_in {
             return Err(Failure::input(format!(

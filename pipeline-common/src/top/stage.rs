@@ -12,12 +12,12 @@ use super::{
     tally::Tally,
 };
 use crate::{
+    remote::{Reader, ReaderArgs},
     sae::history::Record,
     slurm::Share,
     stage::{
         CommonArgs, Context, Reporter, Result, Stage,
         progress::{bytes, thousands},
-        store::Store,
     },
 };
 
@@ -49,6 +49,8 @@ pub struct TopSentences {
     #[arg(long, env, default_value_t = 10, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     top_n: u16,
+    #[command(flatten)]
+    reader: ReaderArgs,
 }
 
 impl Stage for TopSentences {
@@ -59,7 +61,8 @@ impl Stage for TopSentences {
     }
 
     fn check(&self, context: &Context) -> Result<()> {
-        let input = self.open(context)?;
+        let reader = self.reader.reader(&self.common)?;
+        let input = self.open(context, &reader)?;
         let p = &input.sae.params;
         let weights = (p.w_enc.len() + p.w_dec.len()) * size_of::<f32>();
         let lists = p.d_sae * 3 * usize::from(self.top_n) * 16;
@@ -89,17 +92,24 @@ impl Stage for TopSentences {
     }
 
     fn run(&self, context: &Context) -> Result<()> {
-        let input = self.open(context)?;
+        let reader = self.reader.reader(&self.common)?;
+        let input = self.open(context, &reader)?;
         let reporter = Reporter::new(context, &input.store_run, Self::SECTION, Share::WHOLE);
         reporter.watch(|| {
             reporter.begin("sentences", 0, input.sentences());
-            self.find(context, &input, &reporter)
+            self.find(context, &input, &reader, &reporter)
         })
     }
 }
 
 impl TopSentences {
-    fn find(&self, context: &Context, input: &Input, reporter: &Reporter) -> Result<()> {
+    fn find(
+        &self,
+        context: &Context,
+        input: &Input,
+        reader: &Reader,
+        reporter: &Reporter,
+    ) -> Result<()> {
         let tally = self.tally(context, input, reporter)?;
         let dir = input.store_run.join("top_sentences");
         let mut files = Files::create(&dir)?;
@@ -119,15 +129,17 @@ impl TopSentences {
         page.write_all(report.render()?.as_bytes())?;
         files.commit()?;
         page.commit()?;
+        if let Some(mut mirror) = reader.mirror(&input.training.run_id, &input.store_run) {
+            mirror.push_directory("top_sentences")?;
+        }
         let active = tally.latents().iter().filter(|l| l.fired > 0).count();
         tracing::info!("{active} of {d_sae} latents are active; report: {}", path.display());
         context.print(&format!("{}\n", path.display()));
         Ok(())
     }
 
-    fn open(&self, context: &Context) -> Result<Input> {
-        let store = Store::new(self.common.store_root());
-        Input::open(&store, self.sae_run_id.as_deref(), self.common.run_id.as_deref(), context)
+    fn open(&self, context: &Context, reader: &Reader) -> Result<Input> {
+        Input::open(reader, self.sae_run_id.as_deref(), self.common.run_id.as_deref(), context)
     }
 
     /// The first pass, in chunks of whole sentences.
