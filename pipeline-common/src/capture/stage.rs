@@ -119,13 +119,18 @@ impl Stage for SaveActivations {
                 done.run_id,
                 thousands(done.totals.unwrap_or_default().rows)
             );
+            tidy(&job)?;
             return publish(&job);
         }
         let streams = match &job.prepared {
             Some(prepared) => prepared.streams.clone(),
             None => Streams::split(job.text.dataset.len(), job.share.count as u64),
         };
-        streams.agree(&job.run_dir)?;
+        {
+            let _lock = run_lock(&job.run_dir)?;
+            atomic::sweep(&job.run_dir)?;
+            streams.agree(&job.run_dir)?;
+        }
         if let Some(remote) = &job.remote {
             remote.agree(FILE, &fs_err::read(job.run_dir.join(FILE))?)?;
         }
@@ -242,9 +247,13 @@ impl SaveActivations {
         share: Share,
     ) -> Result<Option<PreparedRun>> {
         let Some(run_id) = &self.common.run_id else { return Ok(None) };
-        let Some(prepared) = PreparedRun::open(&store.run_dir(run_id, Pointer::Capture)?)? else {
-            return Ok(None);
-        };
+        let run_dir = store.run_dir(run_id, Pointer::Capture)?;
+        if let Some(remote) = self.upload.run(&self.common, run_id)? {
+            fs_err::create_dir_all(&run_dir)?;
+            let _lock = run_lock(&run_dir)?;
+            prepare::record::pull(&run_dir, &remote)?;
+        }
+        let Some(prepared) = PreparedRun::open(&run_dir)? else { return Ok(None) };
         context.config.must_match(&prepared.record.config, run_id, "RUN_ID")?;
         prepared.verify(share.index)?;
         Ok(Some(prepared))
@@ -283,6 +292,8 @@ impl SaveActivations {
         let repair = worker::is_under_repair(&job.run_dir, job.share.count)?;
         let complete = there.totals.is_some() && !repair;
         if local.is_none_or(|local| complete && local.totals.is_none()) {
+            fs_err::create_dir_all(&job.run_dir)?;
+            let _lock = run_lock(&job.run_dir)?;
             there.write(&job.run_dir)?;
         }
         Ok(complete)
@@ -405,6 +416,15 @@ impl SaveActivations {
 /// Held while a worker writes files that belong to the whole run.
 pub(crate) fn run_lock(run_dir: &Path) -> Result<Lock> {
     Lock::wait(&run_dir.join("run.lock"))
+}
+
+/// Removes what killed processes left in a complete run.
+fn tidy(job: &Job) -> Result<()> {
+    {
+        let _lock = run_lock(&job.run_dir)?;
+        atomic::sweep(&job.run_dir)?;
+    }
+    worker::tidy(&job.run_dir, job.share.index)
 }
 
 /// Makes the complete run the newest.

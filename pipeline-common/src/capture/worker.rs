@@ -22,7 +22,7 @@ use crate::{
         writer::Saturated,
     },
     slurm::Share,
-    stage::{Failure, Result, StopFlag, lock::Lock},
+    stage::{Failure, Result, StopFlag, atomic, lock::Lock},
 };
 
 /// Everything a worker needs to write shards.
@@ -304,6 +304,7 @@ impl Worker {
     /// Removes what killed and stopped processes left: `.partial` files and unfinished shards that
     /// were replaced.
     fn sweep(&self) -> Result<()> {
+        sweep_manifest(&self.target.run_dir, self.share.index)?;
         let mine = format!("shard-{}-", self.share.index);
         let current = self.unfinished.as_ref().map(|l| format!(".until-{}.", l.end_document));
         for dir in self.target.hooks.iter().map(|h| h.directory.as_str()).chain(["tokens"]) {
@@ -410,6 +411,23 @@ fn following(all: Vec<Committed>, path: &Path, stream: &Range<u64>) -> Result<Ve
         lines.push(line);
     }
     Ok(lines)
+}
+
+/// Removes what a killed process left of a worker's manifest, unless another process has the
+/// worker.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn tidy(run_dir: &Path, worker: usize) -> Result<()> {
+    let Ok(_lock) = worker_lock(run_dir, worker) else { return Ok(()) };
+    Ok(sweep_manifest(run_dir, worker)?)
+}
+
+fn sweep_manifest(run_dir: &Path, worker: usize) -> std::io::Result<()> {
+    match fs_err::remove_file(atomic::partial_path(&manifest_path(run_dir, worker))) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a worker of the run has shards to capture again.

@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::ModelRecord,
+    remote::RemoteRun,
     shard::ShardFile,
     stage::{Failure, ResolvedConfig, Result, atomic, meta},
-    text::{Dataset, DatasetRecord, Streams},
+    text::{Dataset, DatasetRecord, Streams, streams::FILE as STREAMS},
 };
+
+use super::report::{PAGE, TEXT};
 
 /// The file's name in a run's directory.
 pub const FILE: &str = "prepared.json";
@@ -78,6 +81,43 @@ impl Prepared {
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         Ok(atomic::write_json(&run_dir.join(FILE), self)?)
     }
+}
+
+/// Small files of a prepared run beside its streams; the one that completes it comes last.
+const SMALL: [&str; 4] = [STREAMS, TEXT, PAGE, FILE];
+
+/// Uploads a run that is prepared to the end.
+///
+/// # Errors
+/// [`crate::remote::RemoteError`] naming the object; I/O errors.
+pub fn push(run_dir: &Path, remote: &RemoteRun) -> Result<()> {
+    let Some(written) = Prepared::read(run_dir)?.and_then(|record| record.written) else {
+        return Ok(());
+    };
+    for StreamFile { file, .. } in &written.streams {
+        remote.client().upload(&run_dir.join(&file.path), &remote.key(&file.path), file)?;
+    }
+    for name in SMALL {
+        remote.client().put(&remote.key(name), &fs_err::read(run_dir.join(name))?)?;
+    }
+    Ok(())
+}
+
+/// Fetches what a remote store holds of a prepared run and this node does not.
+///
+/// # Errors
+/// As [`push`].
+pub fn pull(run_dir: &Path, remote: &RemoteRun) -> Result<()> {
+    let (client, file) = (remote.client(), run_dir.join(FILE));
+    let there = if file.exists() { None } else { client.get(&remote.key(FILE))? };
+    let Some(there) = there else { return Ok(()) };
+    let record: Prepared =
+        meta::parse(&there.bytes, &client.url(&remote.key(FILE)), SCHEMA, "a prepared run")?;
+    for StreamFile { file, .. } in record.written.iter().flat_map(|w| &w.streams) {
+        client.download(&remote.key(&file.path), &run_dir.join(&file.path), Some(file))?;
+    }
+    client.download(&remote.key(STREAMS), &run_dir.join(STREAMS), None)?;
+    record.write(run_dir)
 }
 
 /// A run that is prepared, opened for reading.

@@ -5,6 +5,11 @@ use askama::Template;
 use super::examine::{Examination, ShownContext, ShownDocument};
 use crate::stage::progress::thousands;
 
+/// The reports' names in a run's directory.
+pub const TEXT: &str = "tokenisation.txt";
+/// See [`TEXT`].
+pub const PAGE: &str = "tokenisation.html";
+
 /// Drawing area of the histogram, in its own units.
 const WIDE: f64 = 640.0;
 const HIGH: f64 = 160.0;

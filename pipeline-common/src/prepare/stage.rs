@@ -7,13 +7,14 @@ use clap::Parser;
 
 use super::{
     examine::Examination,
-    record::{Prepared, SCHEMA, Written},
-    report::{Check, Report},
+    record::{self, Prepared, SCHEMA, Written},
+    report::{Check, PAGE, Report, TEXT},
     survey::{Survey, survey},
     write,
 };
 use crate::{
     model::{self, ModelInfo, ModelRecord},
+    remote::{RemoteRun, args::RemoteArgs},
     stage::{
         CommonArgs, Context, Failure, Result, Stage, atomic,
         lock::Lock,
@@ -26,10 +27,6 @@ use crate::{
         Tokenizer, args::Split, streams::FILE as STREAMS,
     },
 };
-
-/// The reports' names in a run's directory.
-const TEXT: &str = "tokenisation.txt";
-const PAGE: &str = "tokenisation.html";
 
 /// Bytes of a line of a stream besides its text.
 const LINE: u64 = 12;
@@ -70,6 +67,8 @@ pub struct PrepareData {
     hub: HubArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 /// What is written.
@@ -94,6 +93,7 @@ struct Job {
     tokenizer: Tokenizer,
     dataset: Dataset,
     contexts: Contexts,
+    remote: Option<RemoteRun>,
 }
 
 impl Stage for PrepareData {
@@ -110,6 +110,7 @@ impl Stage for PrepareData {
         let _lock = Lock::take(&lock, &format!("the preparation of run `{}`", job.record.run_id))?;
         if let Some(done) = job.stored(context)?.filter(|stored| stored.written.is_some()) {
             tracing::info!("run `{}` is prepared already", done.run_id);
+            job.push()?;
             context.print(&job.summary(&done));
             return Ok(());
         }
@@ -127,6 +128,7 @@ impl Stage for PrepareData {
         job.record.written =
             Some(Written { contexts: survey.contexts, empty: survey.empty, streams: files });
         job.record.write(&job.run_dir)?;
+        job.push()?;
         warn(&report);
         context.print(&job.summary(&job.record));
         Ok(())
@@ -185,8 +187,10 @@ impl PrepareData {
         });
         let store = Store::new(self.common.store_root());
         let run_dir = store.run_dir(&record.run_id, Pointer::Capture)?;
+        let client = self.remote.connect(&self.common)?;
+        let remote = client.map(|client| RemoteRun::new(client, &record.run_id));
         let vocabulary = info.vocab_size;
-        Ok(Job { store, run_dir, record, vocabulary, tokenizer, dataset, contexts })
+        Ok(Job { store, run_dir, record, vocabulary, tokenizer, dataset, contexts, remote })
     }
 
     fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
@@ -239,6 +243,11 @@ impl PrepareData {
 }
 
 impl Job {
+    /// Uploads what was written, if there is somewhere to upload it.
+    fn push(&self) -> Result<()> {
+        self.remote.as_ref().map_or(Ok(()), |remote| record::push(&self.run_dir, remote))
+    }
+
     /// What an earlier start recorded, checked to be the same preparation.
     fn stored(&self, context: &Context) -> Result<Option<Prepared>> {
         let mine = &self.record;

@@ -85,6 +85,21 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sync_parent(from)
 }
 
+/// Removes the `.partial` files that killed processes left in a directory. Call it under the lock
+/// under which the directory's files are written.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension() == Some("partial".as_ref()) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Appends one line and makes it durable.
 ///
 /// # Errors

@@ -142,6 +142,7 @@ impl Store {
     pub fn publish(&self, pointer: Pointer, run_id: &str) -> Result<()> {
         fs::create_dir_all(&self.root)?;
         let _lock = Lock::wait(&self.root.join(".lock"))?;
+        atomic::sweep(&self.root)?;
         Ok(atomic::write(&self.root.join(pointer.file()), format!("{run_id}\n").as_bytes())?)
     }
 

@@ -69,7 +69,8 @@ impl Streams {
 
     /// Writes the streams into the run's directory, or checks that those there are the same.
     ///
-    /// The file appears whole, and the first of several writers wins.
+    /// The file appears whole, and the first of several writers wins. A killed writer leaves a
+    /// `.partial` file.
     ///
     /// # Errors
     /// [`TextError::Streams`] naming both if the run has others; I/O errors.
@@ -79,7 +80,11 @@ impl Streams {
             fs::create_dir_all(run)?;
             // A temporary file is private; other users read a shared store.
             let mode = std::fs::Permissions::from_mode(0o666);
-            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(run)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(FILE)
+                .suffix(".partial")
+                .permissions(mode)
+                .tempfile_in(run)?;
             serde_json::to_writer_pretty(&mut file, self).map_err(std::io::Error::from)?;
             file.write_all(b"\n")?;
             file.as_file().sync_all()?;

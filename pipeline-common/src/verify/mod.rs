@@ -17,10 +17,13 @@ use std::{
 use clap::{Args, Parser, builder::BoolishValueParser};
 use rayon::prelude::*;
 
-use crate::stage::{
-    CommonArgs, Context, Result, Stage,
-    progress::{bytes, thousands},
-    store::{Pointer, Store},
+use crate::{
+    remote::{Client, RemoteRun, args::RemoteArgs},
+    stage::{
+        CommonArgs, Context, Result, Stage,
+        progress::{bytes, thousands},
+        store::{Pointer, Store},
+    },
 };
 pub use finding::{Damage, Finding, ShardId};
 use repair::Exclusive;
@@ -47,6 +50,8 @@ pub struct VerifyShards {
     common: CommonArgs,
     #[command(flatten)]
     verify: VerifyArgs,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -132,6 +137,27 @@ impl VerifyShards {
         findings.extend(run.check()?);
         findings.sort();
         findings.dedup();
-        Ok(findings)
+        match self.remote.connect(&self.common)? {
+            None => Ok(findings),
+            Some(client) => uploaded(&client, run, findings),
+        }
     }
+}
+
+/// Leaves out the missing files that a remote store holds as the manifest has them.
+fn uploaded(client: &Client, run: &Run, findings: Vec<Finding>) -> Result<Vec<Finding>> {
+    let remote = RemoteRun::new(client.clone(), &run.meta.run_id);
+    let jobs = run.jobs();
+    let mut left = vec![];
+    for finding in findings {
+        let file = jobs.iter().map(files::Job::file).find(|file| file.path == finding.file);
+        let there = match file.filter(|_| finding.kind == Damage::Missing) {
+            Some(file) => client.holds(&remote.key(&file.path), file)?,
+            None => false,
+        };
+        if !there {
+            left.push(finding);
+        }
+    }
+    Ok(left)
 }
