@@ -407,7 +407,7 @@ fn model_and_dataset_are_fetched_once_and_the_capture_needs_no_network() {
 #[test]
 fn the_report_shows_what_becomes_of_each_token() {
     let work = Workload::new(12);
-    work.succeed(PREPARE, &[("REPORT_SAMPLE", "10")]);
+    work.succeed(PREPARE, &[("REPORT_SAMPLE", "10"), ("DROP_FIRST", "3")]);
     let file = |name: &str| fs_err::read_to_string(work.run("capture").join(name)).unwrap();
     let text = file("tokenisation.txt");
     for words in [
@@ -416,6 +416,7 @@ fn the_report_shows_what_becomes_of_each_token() {
         "<- MAX_LENGTH",
         "<|begin_of_text|>",
         "special, no row",
+        "first, no row",
         "cut off",
         "Document 0\n",
     ] {
@@ -425,4 +426,12 @@ fn the_report_shows_what_becomes_of_each_token() {
     assert_eq!(page.matches("<article>").count(), 8);
     assert!(page.contains("class=\"bar\"") && page.contains("<small>508</small>"));
     assert!(!page.contains("http://") && !page.contains("https://"), "no network");
+    // What the report calls a row is one.
+    succeed(&mut capture_prepared(&work, &[]));
+    let meta = CaptureMeta::read_complete(&work.run("capture")).unwrap();
+    assert_eq!(meta.totals.unwrap().dropped.first, 2 * 12);
+    work.succeed(PREPARE, &[("RUN_ID", "all"), ("DROP_FIRST", "3")]);
+    let all = fs_err::read_to_string(work.run("all").join("tokenisation.txt")).unwrap();
+    let rows = format!("rows                   {} ", meta.totals.unwrap().rows);
+    assert!(all.contains(&rows), "`{rows}` is missing from\n{all}");
 }
