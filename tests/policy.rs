@@ -3,7 +3,8 @@
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use candle_core::{Device, Tensor, safetensors as st};
@@ -11,10 +12,11 @@ use pipeline_common::{
     capture::CaptureMeta,
     shard::{ShardSet, manifest},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     golden::golden,
-    workload::{SAVE, Workload, succeed},
+    workload::{Contents, SAVE, Workload, succeed},
 };
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
@@ -224,6 +226,39 @@ fn values_beyond_f16_are_an_error_or_counted() {
             assert_eq!(x.to_f32(), 65_504.0_f32.copysign(plain.to_f32()));
         }
     }
+}
+
+#[test]
+fn counts_survive_interruptions() {
+    let work = Workload::new(3000);
+    let policies = [
+        ("DROP_FIRST", "2"),
+        ("DROP_NORM_ABOVE", "1.1x"),
+        ("F16_OVERFLOW", "saturate"),
+        ("ACTIVATION_SCALE", "65536"),
+    ];
+    work.succeed(SAVE, &policies);
+    let totals = meta(&work, "capture").totals.unwrap();
+    let saturated = meta(&work, "capture").hooks[0].statistics.unwrap().saturated;
+    assert!(totals.dropped.first > 0 && totals.dropped.norm > 0 && saturated > 0);
+    let undisturbed = work.take();
+    let manifest = work.run("capture").join("workers/0.jsonl");
+    let mut unfinished = 0;
+    for attempt in 1..=40 {
+        let mut child = work.stage(SAVE).envs(policies).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(40 * attempt));
+        // The child may have ended.
+        let _gone = kill_process(Pid::from_child(&child), Signal::USR1);
+        let done = child.wait().unwrap().success();
+        let text = fs_err::read_to_string(&manifest).unwrap_or_default();
+        unfinished += usize::from(!done && text.contains(r#""unfinished":true"#));
+        if done && unfinished > 0 {
+            return Contents::read(&work.store()).assert_same(&undisturbed, "interruptions");
+        } else if done {
+            fs_err::remove_dir_all(work.store()).unwrap();
+        }
+    }
+    panic!("no attempt was interrupted and then finished");
 }
 
 /// A copy of the Llama checkpoint with one number of a weight replaced.
