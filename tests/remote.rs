@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::workload::{Contents, Random, SAVE, TOP, TRAIN, Workload};
+use super::workload::{Contents, PREPARE, Random, SAVE, TOP, TRAIN, VERIFY, Workload};
 
 /// What is no object: locks, and the hidden files of puts into a directory that were killed.
 const LOCAL: &[&str] = &[".lock", "#1", "#2"];
@@ -104,6 +104,38 @@ fn shards_that_are_only_remote_are_staged_for_training_and_reading() {
     work.succeed(TOP, &readers);
     assert!(scratch.exists(), "nothing was staged");
     Contents::read(Path::new(&remote)).without(LOCAL).assert_same(&expected, "in the remote store");
+}
+
+#[test]
+fn prepared_streams_are_found_by_workers_on_other_nodes() {
+    let work = Workload::new(60);
+    let expected = undisturbed(&work, &[PREPARE, SAVE]);
+    let remote = remote_text(&work);
+    let variables = [("UPLOAD_TO", remote.as_str())];
+    work.succeed(PREPARE, &variables);
+    fs_err::remove_dir_all(work.store()).unwrap();
+    // This node has neither the streams nor the text.
+    fs_err::remove_file(work.path("text.jsonl")).unwrap();
+    work.succeed(SAVE, &variables);
+    Contents::read(Path::new(&remote)).without(LOCAL).assert_same(&expected, "in the remote store");
+}
+
+#[test]
+fn files_that_are_only_remote_count_as_there_and_damaged_ones_do_not() {
+    let work = Workload::new(60);
+    let remote = remote_text(&work);
+    let variables = [("UPLOAD_TO", remote.as_str()), ("UPLOAD_KEEP", "0")];
+    work.succeed(SAVE, &variables);
+    assert_eq!(work.stage(VERIFY).output().unwrap().status.code(), Some(65));
+    work.succeed(VERIFY, &variables[..1]);
+    let shards = Contents::read(Path::new(&remote));
+    let shard = shards.names().find(|name| is_activations(name)).unwrap();
+    let shard = Path::new(&remote).join(shard);
+    let mut bytes = fs_err::read(&shard).unwrap();
+    bytes[5000] ^= 1;
+    fs_err::write(&shard, bytes).unwrap();
+    let found = work.stage(VERIFY).envs([variables[0]]).output().unwrap();
+    assert_eq!(found.status.code(), Some(65));
 }
 
 #[test]

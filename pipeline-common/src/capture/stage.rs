@@ -22,7 +22,7 @@ use crate::{
     remote::{RemoteRun, Stream, UploadArgs, client::Version},
     slurm::Share,
     stage::{
-        CommonArgs, Context, Failure, Reporter, Result, Stage, atomic,
+        CommonArgs, Context, Failure, Kind, Reporter, Result, Stage, atomic,
         lock::Lock,
         meta::{self, META},
         progress::thousands,
@@ -119,7 +119,9 @@ impl Stage for SaveActivations {
                 done.run_id,
                 thousands(done.totals.unwrap_or_default().rows)
             );
-            tidy(&job)?;
+            if job.remote.is_none() {
+                self.tidy(context, &job)?;
+            }
             return publish(&job);
         }
         let streams = match &job.prepared {
@@ -365,6 +367,20 @@ impl SaveActivations {
         })
     }
 
+    /// Clears away what killed processes left in a run that others completed meanwhile, as a claim
+    /// of the stream does; not while another process has it.
+    fn tidy(&self, context: &Context, job: &Job) -> Result<()> {
+        {
+            let _lock = run_lock(&job.run_dir)?;
+            atomic::sweep(&job.run_dir)?;
+        }
+        let stream = Streams::load(&job.run_dir)?.range(job.share.index as u64);
+        match Worker::claim(self.target(job), job.share, stream, None, &context.stop) {
+            Err(e) if e.kind != Kind::Stopped => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     fn target(&self, job: &Job) -> Target {
         let meta = &job.meta;
         let pairs = [
@@ -416,15 +432,6 @@ impl SaveActivations {
 /// Held while a worker writes files that belong to the whole run.
 pub(crate) fn run_lock(run_dir: &Path) -> Result<Lock> {
     Lock::wait(&run_dir.join("run.lock"))
-}
-
-/// Removes what killed processes left in a complete run.
-fn tidy(job: &Job) -> Result<()> {
-    {
-        let _lock = run_lock(&job.run_dir)?;
-        atomic::sweep(&job.run_dir)?;
-    }
-    worker::tidy(&job.run_dir, job.share.index)
 }
 
 /// Makes the complete run the newest.

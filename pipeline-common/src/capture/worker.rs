@@ -413,16 +413,6 @@ fn following(all: Vec<Committed>, path: &Path, stream: &Range<u64>) -> Result<Ve
     Ok(lines)
 }
 
-/// Removes what a killed process left of a worker's manifest, unless another process has the
-/// worker.
-///
-/// # Errors
-/// Any I/O error, naming the path.
-pub fn tidy(run_dir: &Path, worker: usize) -> Result<()> {
-    let Ok(_lock) = worker_lock(run_dir, worker) else { return Ok(()) };
-    Ok(sweep_manifest(run_dir, worker)?)
-}
-
 fn sweep_manifest(run_dir: &Path, worker: usize) -> std::io::Result<()> {
     match fs_err::remove_file(atomic::partial_path(&manifest_path(run_dir, worker))) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
