@@ -139,6 +139,8 @@ fn each_sentence_alone() {
             let part = run(&*model, std::slice::from_ref(sentence), &hooks);
             whole.iter_mut().zip(part).for_each(|(w, p)| w.extend(p));
         }
+        // What shards hold does not depend on how documents fall into batches.
+        assert!(whole == run(&*model, &case.sentences, &hooks), "{name}: not the same bits");
         for (activation, rows) in names.iter().zip(&whole) {
             assert_close(&format!("{name} {activation}"), rows, &case.activations[activation]);
         }
@@ -179,6 +181,34 @@ fn one_hook_at_a_time_gives_the_same_bits_as_all_in_one_pass() {
             assert_eq!(&alone[0], rows, "{name} {}", hook.module_path(info));
             assert_eq!(rows[0].len(), hook.width(info), "{name} {}", hook.module_path(info));
         }
+    });
+}
+
+/// Root of the mean square of the difference, relative to that of `expected`.
+fn relative_error(got: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    let squares = |rows: &mut dyn Iterator<Item = f64>| rows.map(|x| x * x).sum::<f64>();
+    let pairs = got.iter().flatten().zip(expected.iter().flatten());
+    let error = squares(&mut pairs.map(|(a, b)| f64::from(a - b)));
+    (error / squares(&mut expected.iter().flatten().map(|x| f64::from(*x)))).sqrt()
+}
+
+#[test]
+fn products_in_bf16_stay_within_two_percent_of_the_reference() {
+    for_each_case(|name, info, case| {
+        let (names, hooks) = named_hooks(case, info);
+        let dir = golden(name).join("model");
+        let model = model::load(&dir, &hooks, &Device::Cpu, DType::BF16).unwrap();
+        let got = run(&*model, &case.sentences, &hooks);
+        let errors: Vec<f64> = names
+            .iter()
+            .zip(&got)
+            .map(|(activation, rows)| relative_error(rows, &case.activations[activation]))
+            .collect();
+        for (activation, error) in names.iter().zip(&errors) {
+            assert!(*error < 0.02, "{name} {activation}: {error}");
+        }
+        // bf16 has 8 bits: errors as small as those of f32 would mean that nothing was rounded.
+        assert!(errors.iter().any(|error| *error > 1e-4), "{name}: {errors:?}");
     });
 }
 

@@ -72,13 +72,15 @@ fn forward(c: &mut Criterion) {
         let dir = tempfile::tempdir().unwrap();
         write_checkpoint(dir.path(), shape);
         let hook = Hook { layer: Some(shape.layers - 1), point: Point::ResidMid };
-        let model = model::load(dir.path(), &[hook], &Device::Cpu, DType::F32).unwrap();
         let sentence = |i: usize| (0..128).map(move |j| ((i * 131 + j * 17) % VOCABULARY) as u32);
         let batch = Packed::new((0..32).map(|i| sentence(i).collect::<Vec<_>>()));
         group.throughput(Throughput::Elements(batch.rows() as u64));
-        group.bench_function(shape.name, |b| {
-            b.iter(|| model.forward(&batch, &[hook], &mut |_, _| Ok(())).unwrap());
-        });
+        for dtype in [DType::F32, DType::BF16] {
+            let model = model::load(dir.path(), &[hook], &Device::Cpu, dtype).unwrap();
+            group.bench_function(format!("{}/{}", shape.name, dtype.as_str()), |b| {
+                b.iter(|| model.forward(&batch, &[hook], &mut |_, _| Ok(())).unwrap());
+            });
+        }
     }
     group.finish();
 }
