@@ -1,6 +1,6 @@
 //! Captures, trainings and reports whose store is an S3 server behind a connection that fails.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use rustix::process::Signal;
 
@@ -110,6 +110,9 @@ fn a_large_shard_goes_up_in_parts_and_comes_back() {
 fn a_store_that_is_a_bucket_serves_all_stages_on_nodes_without_memory() {
     let Some(server) = S3::start(false) else { return };
     let work = Workload::new(1200);
+    let begin = Instant::now();
+    work.succeed(SAVE, &[]);
+    let span = begin.elapsed();
     let expected = undisturbed(&work, &[SAVE, TRAIN, TOP]);
     let faulty = Faulty::start(&server.address, nothing);
     let credentials = credentials(&faulty.address);
@@ -119,7 +122,7 @@ fn a_store_that_is_a_bucket_serves_all_stages_on_nodes_without_memory() {
         &[("STORE_DIR", store.as_str()), ("SLURM_TMPDIR", scratch.to_str().unwrap())],
     );
     let wipe = |path: &PathBuf| fs_err::remove_dir_all(path).unwrap();
-    assert!(torment(&work, &variables, Signal::KILL, &scratch) > 0);
+    assert!(torment(&work, (&variables, span), Signal::KILL, &scratch) > 0);
     // The capture that ended may have left its node as it was.
     wipe(&scratch);
     let training = work.stage(TRAIN).envs(variables.iter().copied()).spawn().unwrap();

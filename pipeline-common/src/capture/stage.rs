@@ -256,7 +256,18 @@ impl SaveActivations {
             prepare::record::pull(&run_dir, &remote)?;
         }
         let Some(prepared) = PreparedRun::open(&run_dir)? else { return Ok(None) };
-        context.config.must_match(&prepared.record.config, run_id, "RUN_ID")?;
+        let mut config = prepared.record.config.clone();
+        if !context.config.given("workers") {
+            // The job array's size, compared below.
+            config.0.remove("workers");
+        }
+        context.config.must_match(&config, run_id, "RUN_ID")?;
+        let (streams, workers) = (prepared.streams.count, share.count);
+        if streams != workers as u64 {
+            let what = format!("run `{run_id}` was prepared for {streams} workers, not {workers}");
+            return Err(Failure::usage(what)
+                .hint("submit an array of that size, or prepare again under a new RUN_ID"));
+        }
         prepared.verify(share.index)?;
         Ok(Some(prepared))
     }

@@ -9,7 +9,7 @@ use std::{
 use super::{Client, RemoteError};
 use crate::{
     shard::{ShardFile, format},
-    stage::meta::META,
+    stage::{heartbeat, meta::META},
 };
 
 /// The file that names the checkpoint to go on at; sent after it.
@@ -145,7 +145,7 @@ fn step(latest: Option<&[u8]>) -> Option<u64> {
 }
 
 /// All finished files below `begin`, by name relative to `dir`, those that say what counts last;
-/// locks are this node's own.
+/// locks and progress files are this node's own.
 fn local_files(dir: &Path, begin: &Path) -> Result<Vec<String>> {
     let mut names = vec![];
     let mut folders = vec![begin.to_owned()];
@@ -154,7 +154,9 @@ fn local_files(dir: &Path, begin: &Path) -> Result<Vec<String>> {
             let path = entry?.path();
             let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
             if path.is_dir() {
-                folders.push(path);
+                if name != heartbeat::DIRECTORY {
+                    folders.push(path);
+                }
             } else if ![".lock", ".partial"].iter().any(|end| name.ends_with(end)) {
                 names.push(name);
             }
