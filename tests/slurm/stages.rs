@@ -54,7 +54,7 @@ fn restarts(cluster: &Cluster, element: &str) -> u32 {
 #[test]
 fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
     let Some(cluster) = Cluster::start() else { return };
-    let work = Workload::new(16_000);
+    let work = Workload::new(30_000);
     for worker in ["0", "1"] {
         succeed(work.stage(SAVE).env("WORKER", worker).env("WORKERS", "2"));
     }
@@ -79,10 +79,17 @@ fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
 
     // The node's daemon dies; the captures on it live on beside those that start anew.
     let lost = elements.each_ref().map(|e| restarts(&cluster, e));
+    let node = |state: &[&str]| {
+        let update = ["update", "nodename=n1"];
+        cluster.run(cluster.command("scontrol").args(update).args(state));
+    };
     cluster.daemon("kill", "n1");
+    // The controller would notice by itself after a while; nothing on the node hears of it.
+    node(&["state=down", "reason=lost"]);
     let requeued = || elements.iter().zip(lost).all(|(e, n)| restarts(&cluster, e) > n);
     assert!(within(90, requeued), "the dead node's jobs were not queued again");
     cluster.daemon("start", "n1");
+    node(&["state=resume"]);
     for element in &elements {
         cluster.wait(element, "JobState", "COMPLETED");
     }
