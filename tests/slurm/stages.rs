@@ -63,7 +63,9 @@ fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
     let mut array = cluster.command("sbatch");
     array.args(["--parsable", "--array=0-1", "--exclusive=user"]);
     array.arg(script("submit_save_activations.sh")).envs(work.settings());
-    let array = cluster.run(array.env("PIPELINE_BIN", binaries()).env("RAYON_NUM_THREADS", "1"));
+    // Given as in the run to compare with: `meta.json` tells where each setting came from.
+    array.env("WORKERS", "2").env("RAYON_NUM_THREADS", "1");
+    let array = cluster.run(array.env("PIPELINE_BIN", binaries()));
     let elements = [0, 1].map(|n| format!("{array}_{n}"));
     let shards = || fs_err::read_dir(work.run("capture").join("tokens")).map_or(0, Iterator::count);
     assert!(within(90, || shards() >= 2), "nothing was captured: {}", cluster.logs());
@@ -80,16 +82,18 @@ fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
     // The node's daemon dies; the captures on it live on beside those that start anew.
     let lost = elements.each_ref().map(|e| restarts(&cluster, e));
     let node = |state: &[&str]| {
-        let update = ["update", "nodename=n1"];
-        cluster.run(cluster.command("scontrol").args(update).args(state));
+        let mut update = cluster.command("scontrol");
+        update.args(["update", "nodename=n1"]).args(state);
+        update
     };
     cluster.daemon("kill", "n1");
     // The controller would notice by itself after a while; nothing on the node hears of it.
-    node(&["state=down", "reason=lost"]);
+    cluster.run(&mut node(&["state=down", "reason=lost"]));
     let requeued = || elements.iter().zip(lost).all(|(e, n)| restarts(&cluster, e) > n);
     assert!(within(90, requeued), "the dead node's jobs were not queued again");
     cluster.daemon("start", "n1");
-    node(&["state=resume"]);
+    // Refused where the daemon's return alone has brought the node back.
+    node(&["state=resume"]).output().unwrap();
     for element in &elements {
         cluster.wait(element, "JobState", "COMPLETED");
     }
