@@ -59,7 +59,7 @@ pub fn check(stage: &SaveActivations, job: &Job, context: &Context) -> Result<()
     plan.cost(stage, job, &mut table);
     let room = plan.room(job, &mut table)?;
     plan.wall_time(stage, job, context, &mut table);
-    if let Some(remote) = &job.remote {
+    if let Some(remote) = &job.run.remote {
         remote.client().probe()?;
         table.line("upload", format!("{}, writable", remote.client().location()));
     }
@@ -122,7 +122,7 @@ impl Plan {
     }
 
     fn bytes(&self, job: &Job) -> u64 {
-        let hooks: u64 = job.meta.hooks.iter().map(|h| self.hook_bytes(h)).sum();
+        let hooks: u64 = job.run.meta.hooks.iter().map(|h| self.hook_bytes(h)).sum();
         hooks + self.tokens_bytes()
     }
 
@@ -131,7 +131,7 @@ impl Plan {
     }
 
     fn describe(&self, job: &Job, table: &mut Table) {
-        let meta = &job.meta;
+        let meta = &job.run.meta;
         let model = (&meta.model.id, &job.info.architecture, job.info.n_layers);
         table.line("run", &meta.run_id);
         table.line("model", format!("{} ({}, {} layers)", model.0, model.1, model.2));
@@ -156,12 +156,12 @@ impl Plan {
 
     fn cost(&self, stage: &SaveActivations, job: &Job, table: &mut Table) {
         table.line("disk", format!("about {} in all", bytes(self.bytes(job))));
-        for hook in &job.meta.hooks {
+        for hook in &job.run.meta.hooks {
             let size = bytes(self.hook_bytes(hook));
             table.line("", format!("{size:>10}  {} (d_in {})", hook.name, hook.d_in));
         }
         table.line("", format!("{:>10}  token files", bytes(self.tokens_bytes())));
-        let each = job.meta.hooks.len() + 1;
+        let each = job.run.meta.hooks.len() + 1;
         let files = thousands(self.shards * each as u64);
         table.line("files", format!("{files}: {} shards of {each}", thousands(self.shards)));
         table.line("arithmetic", format!("{:.2e} FLOP", self.flop));
@@ -179,7 +179,7 @@ impl Plan {
     /// What the disk and the quota say; what is lacking, if anything is.
     fn room(&self, job: &Job, table: &mut Table) -> Result<Option<String>> {
         let needed = self.bytes(job);
-        let root = job.store.root();
+        let root = job.run.store.root();
         let free = disk::free(root)?;
         let verdict = |room: u64| if room >= needed { "ok" } else { "TOO SMALL" };
         table.line("free", format!("{} for `{}`: {}", bytes(free), root.display(), verdict(free)));
@@ -245,7 +245,7 @@ impl Plan {
 /// Shards of all workers: a worker closes one behind the batch that brings its widest hook to
 /// SHARD_MIB.
 fn shards(stage: &SaveActivations, job: &Job, rows: f64) -> u64 {
-    let widest = job.meta.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
+    let widest = job.run.meta.hooks.iter().map(|h| h.d_in).max().unwrap_or(1);
     let documents = job.text.dataset.len() as f64;
     let batch = f64::from(stage.capture.batch_size_save);
     let batch_bytes = rows / documents.max(1.0) * batch * widest as f64 * 2.0;
@@ -292,7 +292,7 @@ fn weight_bytes(stage: &SaveActivations, job: &Job) -> u64 {
 
 /// Bytes of the batches between the threads, the one being computed and the one being written.
 fn queued_bytes(stage: &SaveActivations, job: &Job, length: f64) -> u64 {
-    let width: usize = job.meta.hooks.iter().map(|h| h.d_in).sum();
+    let width: usize = job.run.meta.hooks.iter().map(|h| h.d_in).sum();
     let rows = length * f64::from(stage.capture.batch_size_save);
     (rows * width as f64 * size_of::<f32>() as f64) as u64 * (QUEUE as u64 + 2)
 }

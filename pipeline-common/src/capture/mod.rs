@@ -2,18 +2,19 @@
 //!
 //! `stage` resolves what to capture, `check` says what it will cost and `verify_model` whether the
 //! model is sound, `policy` chooses which tokens get rows, `flow` moves batches through three threads (tokenise,
-//! forward, write), `worker` owns one stream's shards and where to go on, `meta` is what the run
-//! says about itself.
+//! forward, write), `worker` owns one stream's shards and where to go on, `run` is what all workers
+//! agree on and who completes it, `meta` is what the run says about itself.
 
 mod args;
 mod check;
 mod flow;
 pub mod meta;
 pub mod policy;
+mod run;
 mod stage;
 mod verify_model;
 pub(crate) mod worker;
 
 pub use meta::CaptureMeta;
+pub(crate) use run::run_lock;
 pub use stage::SaveActivations;
-pub(crate) use stage::run_lock;

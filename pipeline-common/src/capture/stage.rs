@@ -1,9 +1,6 @@
 //! What to capture, and the run it belongs to.
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{cell::OnceCell, ops::Range};
 
 use clap::Parser;
 
@@ -13,18 +10,17 @@ use super::{
     flow::{self, Source},
     meta::{CaptureMeta, HookRecord, SCHEMA},
     policy::{HookLimit, NormLimit, Overflow, PolicyArgs, Rows, median_norm},
+    run::{Run, run_lock},
     verify_model,
-    worker::{self, Target, Worker},
+    worker::{Target, Worker},
 };
 use crate::{
     model::{self, Hook, HookArgs, HookedModel, ModelInfo, ModelRecord},
     prepare::{self, PreparedRun},
-    remote::{RemoteRun, Stream, UploadArgs, client::Version},
+    remote::{Client, RemoteRun, Stream, UploadArgs},
     slurm::Share,
     stage::{
         CommonArgs, Context, Failure, Kind, Reporter, Result, Stage, atomic,
-        lock::Lock,
-        meta::{self, META},
         progress::thousands,
         store::{Pointer, Store},
     },
@@ -75,9 +71,7 @@ pub struct SaveActivations {
 
 /// Everything resolved and opened, before the model's weights.
 pub(super) struct Job {
-    pub store: Store,
-    pub meta: CaptureMeta,
-    pub run_dir: PathBuf,
+    pub run: Run,
     pub snapshot: Snapshot,
     pub info: ModelInfo,
     pub hooks: Vec<Hook>,
@@ -87,9 +81,8 @@ pub(super) struct Job {
     pub share: Share,
     /// Which tokens get rows.
     pub rows: Rows,
-    pub remote: Option<RemoteRun>,
-    /// The remote run's meta.json when this process began.
-    begun: Option<Version>,
+    /// As deep as `hooks` need, once it was asked for.
+    model: OnceCell<Box<dyn HookedModel>>,
 }
 
 /// The documents, and what they are cut into.
@@ -112,35 +105,39 @@ impl Stage for SaveActivations {
         if self.capture.verify_model {
             context.print(&verify_model::verify(self, &job)?);
         }
-        let uploaded = self.agree(context, &mut job)?;
-        if let Some(done) = self.claim(context, &mut job)?.filter(|_| uploaded) {
+        let uploaded = job.run.agree(context)?;
+        job.run.meta = job.run.claim(context, || self.begin(&job))?;
+        if let Some(policy) = &job.run.meta.policy {
+            job.rows = policy.rows();
+        }
+        if let Some(totals) = job.run.meta.totals.filter(|_| uploaded) {
             tracing::info!(
                 "run `{}` is complete already: {} rows",
-                done.run_id,
-                thousands(done.totals.unwrap_or_default().rows)
+                job.run.meta.run_id,
+                thousands(totals.rows)
             );
-            if job.remote.is_none() {
+            if job.run.remote.is_none() {
                 self.tidy(context, &job)?;
             }
-            return publish(&job);
+            return job.run.publish();
         }
         let streams = match &job.prepared {
             Some(prepared) => prepared.streams.clone(),
             None => Streams::split(job.text.dataset.len(), job.share.count as u64),
         };
         {
-            let _lock = run_lock(&job.run_dir)?;
-            atomic::sweep(&job.run_dir)?;
-            streams.agree(&job.run_dir)?;
+            let _lock = run_lock(&job.run.dir)?;
+            atomic::sweep(&job.run.dir)?;
+            streams.agree(&job.run.dir)?;
         }
-        if let Some(remote) = &job.remote {
-            remote.agree(FILE, &fs_err::read(job.run_dir.join(FILE))?)?;
+        if let Some(remote) = &job.run.remote {
+            remote.agree(FILE, &fs_err::read(job.run.dir.join(FILE))?)?;
         }
         let stream = streams.range(job.share.index as u64);
         let keep = self.upload.keep(&self.common);
-        let uploads = |run: RemoteRun| Stream::open(run, job.share.index, &job.run_dir, keep);
-        let uploads = job.remote.clone().map(uploads).transpose()?;
-        let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, job.share);
+        let uploads = |run: RemoteRun| Stream::open(run, job.share.index, &job.run.dir, keep);
+        let uploads = job.run.remote.clone().map(uploads).transpose()?;
+        let reporter = Reporter::new(context, &job.run.dir, Self::SECTION, job.share);
         reporter.watch(|| {
             let mut worker =
                 Worker::claim(self.target(&job), job.share, stream, uploads, &context.stop)?;
@@ -152,7 +149,7 @@ impl Stage for SaveActivations {
             context.leave_if_asked(&format!("{} documents left", worker.documents_left()))
         })?;
         let streams: Vec<Range<u64>> = (0..streams.count).map(|i| streams.range(i)).collect();
-        finish(job, &streams)
+        job.run.finish(job.share.index, &streams)
     }
 
     fn check(&self, context: &Context) -> Result<()> {
@@ -170,7 +167,8 @@ impl SaveActivations {
         let share = context.slurm.share(self.capture.worker, self.capture.workers)?;
         let hub = Hub::new(&self.hub);
         let store = Store::new(self.common.store_root());
-        let prepared = self.prepared(context, &store, share)?;
+        let client = self.upload.connect(&self.common)?;
+        let prepared = self.prepared(context, &store, client.as_ref(), share)?;
         let commit = prepared.as_ref().map(|p| &p.record.model.revision).filter(|r| *r != "local");
         let revision = commit.unwrap_or(&self.model.revision);
         let snapshot = hub.model_dir(&self.model.model_id, revision, weights)?;
@@ -200,11 +198,9 @@ impl SaveActivations {
         };
         meta.run_id = self.common.run_id.clone().unwrap_or_else(|| meta.default_name());
         let run_dir = store.run_dir(&meta.run_id, Pointer::Capture)?;
-        let remote = self.upload.run(&self.common, &meta.run_id)?;
+        let remote = client.map(|client| RemoteRun::new(client, &meta.run_id));
         Ok(Job {
-            store,
-            meta,
-            run_dir,
+            run: Run::new(store, meta, run_dir, remote),
             snapshot,
             info,
             hooks,
@@ -213,8 +209,7 @@ impl SaveActivations {
             prepared,
             share,
             rows,
-            remote,
-            begun: None,
+            model: OnceCell::new(),
         })
     }
 
@@ -246,14 +241,15 @@ impl SaveActivations {
         &self,
         context: &Context,
         store: &Store,
+        client: Option<&Client>,
         share: Share,
     ) -> Result<Option<PreparedRun>> {
         let Some(run_id) = &self.common.run_id else { return Ok(None) };
         let run_dir = store.run_dir(run_id, Pointer::Capture)?;
-        if let Some(remote) = self.upload.run(&self.common, run_id)? {
+        if let Some(client) = client {
             fs_err::create_dir_all(&run_dir)?;
             let _lock = run_lock(&run_dir)?;
-            prepare::record::pull(&run_dir, &remote)?;
+            prepare::record::pull(&run_dir, &RemoteRun::new(client.clone(), run_id))?;
         }
         let Some(prepared) = PreparedRun::open(&run_dir)? else { return Ok(None) };
         let mut config = prepared.record.config.clone();
@@ -290,85 +286,45 @@ impl SaveActivations {
         Ok(model::load(&job.snapshot.dir, hooks, &device, self.capture.dtype.dtype())?)
     }
 
-    /// Records in the remote store what the run is, or compares with what is recorded there, which
-    /// is taken over where this node knows less. Whether the run is complete wherever it has to be.
-    fn agree(&self, context: &Context, job: &mut Job) -> Result<bool> {
-        let Some(remote) = &job.remote else { return Ok(true) };
-        let local = CaptureMeta::read(&job.run_dir)?;
-        let mine = CaptureMeta { totals: None, ..local.as_ref().unwrap_or(&job.meta).clone() };
-        let there = remote.agree(META, &atomic::json(&mine)?)?;
-        let place = remote.client().url(&remote.key(META));
-        job.begun = Some(there.version);
-        let there: CaptureMeta = meta::parse(&there.bytes, &place, SCHEMA, "a capture run")?;
-        context.config.must_match(&there.config, &there.run_id, "RUN_ID")?;
-        job.meta.must_match(&there)?;
-        let repair = worker::is_under_repair(&job.run_dir, job.share.count)?;
-        let complete = there.totals.is_some() && !repair;
-        if local.is_none_or(|local| complete && local.totals.is_none()) {
-            fs_err::create_dir_all(&job.run_dir)?;
-            let _lock = run_lock(&job.run_dir)?;
-            there.write(&job.run_dir)?;
+    /// The model as deep as the job's hooks need, loaded once.
+    fn model<'a>(&self, job: &'a Job) -> Result<&'a dyn HookedModel> {
+        if let Some(model) = job.model.get() {
+            return Ok(model.as_ref());
         }
-        Ok(complete)
+        let model = self.load(job, &job.hooks)?;
+        Ok(job.model.get_or_init(|| model).as_ref())
     }
 
-    /// Records what the run is at its first start, compares at every later one; returns the
-    /// record of a run that is complete.
-    fn claim(&self, context: &Context, job: &mut Job) -> Result<Option<CaptureMeta>> {
-        let stored = match CaptureMeta::read(&job.run_dir)? {
-            Some(stored) => stored,
-            None => {
-                fs_err::create_dir_all(&job.run_dir)?;
-                let _lock = run_lock(&job.run_dir)?;
-                match CaptureMeta::read(&job.run_dir)? {
-                    Some(stored) => stored,
-                    None => {
-                        self.limit_norms(job)?;
-                        job.meta.write(&job.run_dir)?;
-                        return Ok(None);
-                    }
-                }
-            }
-        };
-        context.config.must_match(&stored.config, &stored.run_id, "RUN_ID")?;
-        job.meta.must_match(&stored)?;
-        if let Some(policy) = &stored.policy {
-            job.rows = policy.rows();
-            job.meta.policy = Some(policy.clone());
-        }
-        Ok(stored.totals.is_some().then_some(stored))
-    }
-
-    /// Settles the largest norm of each hook: every worker reads it from `meta.json`.
-    fn limit_norms(&self, job: &mut Job) -> Result<()> {
-        let Some(setting) = self.policy.drop_norm_above else { return Ok(()) };
+    /// What a run is begun with: the largest norm of each hook is settled here, and every worker
+    /// reads it from `meta.json`.
+    fn begin(&self, job: &Job) -> Result<CaptureMeta> {
+        let mut meta = job.run.meta.clone();
+        let Some(setting) = self.policy.drop_norm_above else { return Ok(meta) };
         let limits = match setting {
             NormLimit::Absolute(limit) => {
                 let of =
                     |h: &HookRecord| HookLimit { hook: h.name.clone(), median_norm: None, limit };
-                job.meta.hooks.iter().map(of).collect()
+                meta.hooks.iter().map(of).collect()
             }
             NormLimit::Median(factor) => self.median_limits(job, factor)?,
         };
-        if let Some(policy) = &mut job.meta.policy {
-            policy.norm.iter_mut().for_each(|norm| norm.limits.clone_from(&limits));
-            job.rows = policy.rows();
+        if let Some(norm) = meta.policy.as_mut().and_then(|policy| policy.norm.as_mut()) {
+            norm.limits = limits;
         }
-        Ok(())
+        Ok(meta)
     }
 
     /// Multiples of each hook's median norm over the dataset's first batch.
     fn median_limits(&self, job: &Job, factor: f64) -> Result<Vec<HookLimit>> {
         let source = self.source(job);
-        let model = self.load(job, &job.hooks)?;
         let first = source.tokenise(0..source.batch_size)?;
-        let batch = flow::compute(source, model.as_ref(), &job.hooks, first)?;
+        let batch = flow::compute(source, self.model(job)?, &job.hooks, first)?;
         let limit = |(hook, rows): (&HookRecord, &Vec<f32>)| {
             let median = median_norm(rows, hook.d_in)?;
             let limit = median * factor;
             Some(HookLimit { hook: hook.name.clone(), median_norm: Some(median), limit })
         };
-        let limits: Option<_> = job.meta.hooks.iter().zip(&batch.rows).map(limit).collect();
+        let limits: Option<_> = job.run.meta.hooks.iter().zip(&batch.rows).map(limit).collect();
         limits.ok_or_else(|| {
             let what = format!(
                 "the first {} documents have no row to take the median of",
@@ -382,10 +338,10 @@ impl SaveActivations {
     /// of the stream does; not while another process has it.
     fn tidy(&self, context: &Context, job: &Job) -> Result<()> {
         {
-            let _lock = run_lock(&job.run_dir)?;
-            atomic::sweep(&job.run_dir)?;
+            let _lock = run_lock(&job.run.dir)?;
+            atomic::sweep(&job.run.dir)?;
         }
-        let stream = Streams::load(&job.run_dir)?.range(job.share.index as u64);
+        let stream = Streams::load(&job.run.dir)?.range(job.share.index as u64);
         match Worker::claim(self.target(job), job.share, stream, None, &context.stop) {
             Err(e) if e.kind != Kind::Stopped => Err(e),
             _ => Ok(()),
@@ -393,7 +349,7 @@ impl SaveActivations {
     }
 
     fn target(&self, job: &Job) -> Target {
-        let meta = &job.meta;
+        let meta = &job.run.meta;
         let pairs = [
             ("model", &meta.model.id),
             ("revision", &meta.model.revision),
@@ -401,7 +357,7 @@ impl SaveActivations {
             ("run", &meta.run_id),
         ];
         Target {
-            run_dir: job.run_dir.clone(),
+            run_dir: job.run.dir.clone(),
             hooks: meta.hooks.clone(),
             scale: self.capture.activation_scale,
             saturate: self.policy.f16_overflow == Overflow::Saturate,
@@ -423,94 +379,19 @@ impl SaveActivations {
         if worker.left().is_empty() {
             return Ok(());
         }
-        let names: Vec<&str> = job.meta.hooks.iter().map(|h| h.name.as_str()).collect();
+        let names: Vec<&str> = job.run.meta.hooks.iter().map(|h| h.name.as_str()).collect();
         let ranges: Vec<String> = worker.left().iter().map(|range| format!("{range:?}")).collect();
         tracing::info!(
             "run `{}`: documents {} of {}, hooks {}",
-            job.meta.run_id,
+            job.run.meta.run_id,
             ranges.join(" and "),
             thousands(job.text.dataset.len()),
             names.join(", ")
         );
-        if let Some(words) = job.meta.policy.as_ref().and_then(|p| p.in_words()) {
+        if let Some(words) = job.run.meta.policy.as_ref().and_then(|p| p.in_words()) {
             tracing::info!("{words}");
         }
-        let model = self.load(job, &job.hooks)?;
-        flow::run(self.source(job), model.as_ref(), &job.hooks, worker, context, reporter)
-    }
-}
-
-/// Held while a worker writes files that belong to the whole run.
-pub(crate) fn run_lock(run_dir: &Path) -> Result<Lock> {
-    Lock::wait(&run_dir.join("run.lock"))
-}
-
-/// Makes the complete run the newest.
-fn publish(job: &Job) -> Result<()> {
-    if let Some(remote) = &job.remote {
-        remote.publish(Pointer::Capture)?;
-    }
-    job.store.publish(Pointer::Capture, &job.meta.run_id)
-}
-
-/// Completes the run if this was the last stream.
-fn finish(mut job: Job, streams: &[Range<u64>]) -> Result<()> {
-    // Before the lines are read: what is marked for recapture meanwhile must not be published.
-    let _lock = run_lock(&job.run_dir)?;
-    let Some(lines) = worker::all_committed(&job.run_dir, job.remote.as_ref(), streams)? else {
-        tracing::info!("stream {} is done, others are not", job.share.index);
-        return Ok(());
-    };
-    // Of several that end at once one completes the run; a remote store sees to that itself.
-    let done = CaptureMeta::read(&job.run_dir)?.is_some_and(|meta| meta.totals.is_some());
-    if done && job.remote.is_none() {
-        tracing::info!("stream {} is done, another worker completed the run", job.share.index);
-        return Ok(());
-    }
-    let (totals, statistics) = worker::complete(&job.run_dir, &lines)?;
-    for (hook, statistics) in job.meta.hooks.iter_mut().zip(statistics) {
-        hook.statistics = Some(statistics);
-    }
-    job.meta.totals = Some(totals);
-    job.meta.write(&job.run_dir)?;
-    if let (Some(remote), Some(begun)) = (&job.remote, &job.begun)
-        && remote.complete(&lines, &atomic::json(&job.meta)?, begun)?
-    {
-        tracing::info!("all is in `{}`", remote.client().url(&remote.key("")));
-    }
-    publish(&job)?;
-    tracing::info!(
-        "run `{}` is complete: {} rows in {} shards, {}",
-        job.meta.run_id,
-        thousands(totals.rows),
-        totals.shards,
-        job.run_dir.display()
-    );
-    report_losses(&job.meta);
-    Ok(())
-}
-
-/// How many tokens were dropped for what, and what was saturated.
-fn report_losses(meta: &CaptureMeta) {
-    let dropped = meta.totals.unwrap_or_default().dropped;
-    let counts = [
-        (dropped.special, "special"),
-        (dropped.first, "first positions"),
-        (dropped.norm, "rows of too large a norm"),
-    ];
-    let said: Vec<String> = counts
-        .iter()
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, what)| format!("{} {what}", thousands(*n)))
-        .collect();
-    if !said.is_empty() {
-        tracing::info!("tokens without rows: {}", said.join(", "));
-    }
-    for hook in &meta.hooks {
-        if let Some(s) = hook.statistics.filter(|s| s.saturated > 0) {
-            let (n, rows) = (thousands(s.saturated), thousands(s.saturated_rows));
-            tracing::warn!("hook `{}`: {n} elements in {rows} rows were beyond f16", hook.name);
-        }
+        flow::run(self.source(job), self.model(job)?, &job.hooks, worker, context, reporter)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 
-use super::{Client, Location, Reader, RemoteError, RemoteRun};
+use super::{Client, Location, Reader, RemoteError};
 use crate::stage::{CommonArgs, store::Store};
 
 /// Where finished files go, besides the store.
@@ -45,12 +45,12 @@ pub struct UploadArgs {
 }
 
 impl UploadArgs {
-    /// The run's objects, if it is uploaded.
+    /// The store to upload to, if there is one.
     ///
     /// # Errors
     /// As [`RemoteArgs::connect`].
-    pub fn run(&self, common: &CommonArgs, run_id: &str) -> Result<Option<RemoteRun>, RemoteError> {
-        Ok(self.remote.connect(common)?.map(|client| RemoteRun::new(client, run_id)))
+    pub fn connect(&self, common: &CommonArgs) -> Result<Option<Client>, RemoteError> {
+        self.remote.connect(common)
     }
 
     /// Whether local files stay.
