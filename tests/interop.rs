@@ -4,8 +4,9 @@ use std::{collections::HashMap, path::Path, process::Command};
 
 use pipeline_common::sae::{
     Activation, Parameters, Sae,
-    formats::saelens,
+    formats::saelens::{self, About},
     init::normalise,
+    parameters::Shape,
     random::{Normal, Purpose},
 };
 use safetensors::{Dtype, tensor::TensorView};
@@ -22,7 +23,11 @@ fn normal(seed: u64, n: usize) -> Vec<f32> {
 
 /// A random SAE with directions of norm 1 that differ between encoder and decoder.
 fn random_sae(activation: Activation) -> Sae {
-    let mut params = Parameters::zeros(D_IN, D_SAE, activation == Activation::JumpRelu);
+    let mut params = Parameters::zeros(Shape {
+        threshold: activation == Activation::JumpRelu,
+        gate: activation == Activation::Gated,
+        ..Shape::autoencoder(D_IN, D_SAE)
+    });
     params.w_enc = normal(1, D_SAE * D_IN);
     params.w_dec = normal(2, D_SAE * D_IN);
     for matrix in [&mut params.w_enc, &mut params.w_dec] {
@@ -30,6 +35,8 @@ fn random_sae(activation: Activation) -> Sae {
     }
     params.b_enc = normal(3, D_SAE).iter().map(|x| 0.1 * x).collect();
     params.b_dec = normal(4, D_IN);
+    params.r_mag.iter_mut().zip(normal(7, D_SAE)).for_each(|(r, x)| *r = 0.3 * x);
+    params.b_mag.iter_mut().zip(normal(8, D_SAE)).for_each(|(b, x)| *b = 0.1 * x);
     params.threshold.iter_mut().zip(normal(5, D_SAE)).for_each(|(t, x)| *t = x.abs());
     Sae::new(params, activation)
 }
@@ -37,7 +44,7 @@ fn random_sae(activation: Activation) -> Sae {
 /// Saves an SAE with rows, its latents and its reconstruction beside it.
 fn save(dir: &Path, activation: Activation) {
     let sae = random_sae(activation);
-    saelens::save(dir, &sae, serde_json::Map::new(), &[0.5; D_SAE]).unwrap();
+    saelens::save(dir, &sae, About { frequency: vec![0.5; D_SAE], ..About::default() }).unwrap();
     let x = normal(6, ROWS * D_IN);
     let sparse = sae.encode(&x, 1);
     let reconstruction = sae.decode(&sparse);
@@ -70,6 +77,7 @@ fn saelens_loads_and_computes_the_same() {
         ("topk", Activation::TopK { k: 8 }),
         ("jumprelu", Activation::JumpRelu),
         ("standard", Activation::Relu),
+        ("gated", Activation::Gated),
     ]
     .map(|(name, activation)| {
         let folder = dir.path().join(name);

@@ -14,8 +14,9 @@ use pipeline_common::{
     model::ModelRecord,
     sae::{
         Activation, Parameters, Sae,
-        formats::saelens,
+        formats::saelens::{self, About},
         history::{Record, Validation},
+        parameters::Shape,
         train::TrainingMeta,
     },
     shard::{
@@ -163,13 +164,14 @@ impl Planted {
     fn training(&self) {
         let dir = self.run_dir("sae");
         fs_err::create_dir_all(&dir).unwrap();
-        let mut params = Parameters::zeros(D_IN, D_SAE, false);
+        let mut params = Parameters::zeros(Shape::autoencoder(D_IN, D_SAE));
         for latent in (0..D_SAE).filter(|l| *l != 8) {
             params.w_enc[latent * D_IN + latent % D_IN] = 1.0;
             params.w_dec[latent * D_IN + latent % D_IN] = 1.0;
         }
         let sae = Sae::new(params, Activation::Relu);
-        saelens::save(&dir, &sae, serde_json::Map::new(), &[0.0; D_SAE]).unwrap();
+        saelens::save(&dir, &sae, About { frequency: vec![0.0; D_SAE], ..About::default() })
+            .unwrap();
         let record = |step: u64| Record {
             step,
             mse: 1.0 / (step + 1) as f64,
@@ -183,6 +185,7 @@ impl Planted {
             run_id: "sae".into(),
             capture_run_id: "cap".into(),
             hook: HOOK.into(),
+            target_hook: None,
             d_in: D_IN,
             d_sae: D_SAE,
             steps: 40,

@@ -11,10 +11,14 @@ use pipeline_common::{
         topk::Candidates,
     },
     sae::{
-        init::initialise,
+        init::{Start, initialise},
+        parameters::Shape,
         random::{Normal, Purpose},
-        trainer::{Rates, State, Trainer},
-        variant::topk::{Aux, AuxForm, TopK},
+        trainer::{Optimiser, Rates, State, Trainer},
+        variant::{
+            threshold::Running,
+            topk::{Aux, AuxForm, Selection, TopK},
+        },
     },
     slurm::threads,
 };
@@ -36,14 +40,16 @@ fn topk_step(c: &mut Criterion) {
     for (d_in, d_sae, k, batch) in SHAPES {
         let x = rows(batch, d_in);
         let aux = Aux { coefficient: 1.0 / 32.0, k: d_in / 2, form: AuxForm::Normalised };
-        let state = State::new(initialise(&x, d_in, d_sae, 0, None), u64::MAX);
-        let adam = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-        let objective = Box::new(TopK::new(k, aux, false));
-        let mut trainer = Trainer::new(state, objective, adam, threads::count());
+        let params = initialise(Shape::autoencoder(d_in, d_sae), &x, 0, Start::TIED);
+        let state = State::new(params, u64::MAX, false);
+        let optimiser = Optimiser::adam(AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+        let objective =
+            Box::new(TopK::new(Selection::of_rows(k), aux, Running::from_step(u64::MAX)));
+        let mut trainer = Trainer::new(state, objective, optimiser, true, threads::count());
         let rates = Rates { lr: 1e-4, sparsity: 1.0 };
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("{d_in}x{d_sae}_k{k}_batch{batch}"), |b| {
-            let step = |mut x: Vec<f32>| trainer.step(&mut x, rates).unwrap();
+            let step = |mut x: Vec<f32>| trainer.step(&mut x, None, rates).unwrap();
             b.iter_batched(|| x.clone(), step, BatchSize::LargeInput);
         });
     }

@@ -14,7 +14,25 @@ pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
         }
         sum
     };
-    let partials: Vec<_> = rows.par_chunks(BLOCK * width).map(partial).collect();
+    in_order(rows.par_chunks(BLOCK * width).map(partial).collect(), width)
+}
+
+/// Σ over rows of `weights[row]` times the row of `rows`, `[n, width]` row-major, as f64 `[width]`.
+pub fn weighted_sums(rows: &[f32], weights: &[f32], width: usize) -> Vec<f64> {
+    let partial = |(block, weights): (&[f32], &[f32])| {
+        let mut sum = vec![0.0_f64; width];
+        for (row, weight) in block.chunks_exact(width).zip(weights).filter(|(_, w)| **w != 0.0) {
+            let weight = f64::from(*weight);
+            sum.iter_mut().zip(row).for_each(|(s, x)| *s += weight * f64::from(*x));
+        }
+        sum
+    };
+    let blocks = rows.par_chunks(BLOCK * width).zip(weights.par_chunks(BLOCK));
+    let partials: Vec<_> = blocks.map(partial).collect();
+    in_order(partials, width)
+}
+
+fn in_order(partials: Vec<Vec<f64>>, width: usize) -> Vec<f64> {
     let mut total = vec![0.0; width];
     for partial in partials {
         total.iter_mut().zip(partial).for_each(|(t, p)| *t += p);
@@ -42,5 +60,17 @@ mod tests {
         let sums = column_sums(&rows, 2);
         assert_eq!(sums[0], n as f64);
         assert!((sums[1] - n as f64 * f64::from(1e-4_f32)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn weights_are_those_of_rows() {
+        let rows: Vec<f32> = (0..700 * 3).map(|i| (i as f32 * 0.3).sin()).collect();
+        let weights: Vec<f32> = (0..700).map(|i| (i % 3) as f32).collect();
+        let sums = weighted_sums(&rows, &weights, 3);
+        for (c, sum) in sums.iter().enumerate() {
+            let plain: f64 =
+                (0..700).map(|r| f64::from(weights[r]) * f64::from(rows[r * 3 + c])).sum();
+            assert!((sum - plain).abs() < 1e-9);
+        }
     }
 }

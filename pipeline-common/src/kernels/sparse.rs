@@ -3,14 +3,17 @@
 //! Decoding and the gradients of both matrices touch only the active latents of each row:
 //! 2·active·d_in FLOP each, where a dense product would take 2·d_sae·d_in a row.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::vector::{axpy, dot, simd};
 
-/// Active latents of `rows` rows, up to `k` each, in ascending order of latent.
+/// Active latents of some rows, in ascending order of latent.
 #[derive(Clone, Debug, Default)]
 pub struct SparseRows {
-    k: usize,
+    /// First slot of each row, and the number of slots.
+    start: Vec<usize>,
     count: Vec<u32>,
     index: Vec<u32>,
     value: Vec<f32>,
@@ -21,20 +24,38 @@ pub struct SparseRows {
 pub struct RowMut<'a> {
     /// Number of active latents.
     pub count: &'a mut u32,
-    /// Their numbers, `[k]`.
+    /// Their numbers.
     pub index: &'a mut [u32],
-    /// Their activations, `[k]`.
+    /// Their activations.
     pub value: &'a mut [f32],
 }
 
 impl SparseRows {
-    /// Empties it and makes room for `rows` rows of up to `k` latents.
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.start.clear();
+        self.start.push(0);
+        self.count.clear();
+        self.index.clear();
+        self.value.clear();
+    }
+
+    /// Empties it and makes room for `rows` rows of up to `k` latents, all without any.
     pub fn reset(&mut self, rows: usize, k: usize) {
-        self.k = k;
+        self.start.clear();
+        self.start.extend((0..=rows).map(|row| row * k));
         self.count.clear();
         self.count.resize(rows, 0);
         self.index.resize(rows * k, 0);
         self.value.resize(rows * k, 0.0);
+    }
+
+    /// Adds a row with these latents, ascending, and their activations; only after [`Self::clear`].
+    pub fn push(&mut self, index: &[u32], value: &[f32]) {
+        self.index.extend_from_slice(index);
+        self.value.extend_from_slice(value);
+        self.count.push(index.len() as u32);
+        self.start.push(self.index.len());
     }
 
     /// Rows.
@@ -44,17 +65,27 @@ impl SparseRows {
 
     /// The active latents of a row and their activations.
     pub fn row(&self, row: usize) -> (&[u32], &[f32]) {
-        let (begin, n) = (row * self.k, self.count[row] as usize);
-        (&self.index[begin..begin + n], &self.value[begin..begin + n])
+        let slots = self.slots(row);
+        (&self.index[slots.clone()], &self.value[slots])
+    }
+
+    /// The activation in a slot.
+    #[inline(always)]
+    pub fn value(&self, slot: usize) -> f32 {
+        self.value[slot]
+    }
+
+    /// The filled slots of a row.
+    pub fn slots(&self, row: usize) -> Range<usize> {
+        let begin = self.start[row];
+        begin..begin + self.count[row] as usize
     }
 
     /// Renumbers the latents: `n` becomes `names[n]`; ascending stays ascending.
     pub fn rename(&mut self, names: &[usize]) {
         for row in 0..self.rows() {
-            let begin = row * self.k;
-            for index in &mut self.index[begin..begin + self.count[row] as usize] {
-                *index = names[*index as usize] as u32;
-            }
+            let slots = self.slots(row);
+            self.index[slots].iter_mut().for_each(|i| *i = names[*i as usize] as u32);
         }
     }
 
@@ -63,17 +94,34 @@ impl SparseRows {
         self.count.iter().map(|n| *n as usize).sum()
     }
 
-    /// The slots of rows `begin..`, for filling in parallel.
+    /// Mean over the rows of the sum of activations.
+    pub fn mean_sum(&self) -> f64 {
+        let of_row = |row| f64::from(self.row(row).1.iter().sum::<f32>());
+        (0..self.rows()).map(of_row).sum::<f64>() / self.rows().max(1) as f64
+    }
+
+    /// The slots of rows `begin..`, for filling in parallel; only after [`Self::reset`].
     pub fn par_rows_mut(
         &mut self,
         begin: usize,
     ) -> impl IndexedParallelIterator<Item = RowMut<'_>> {
-        let k = self.k.max(1);
+        let k = self.start.get(1).copied().unwrap_or(0).max(1);
         self.count[begin..]
             .par_iter_mut()
-            .zip(self.index[begin * self.k..].par_chunks_mut(k))
-            .zip(self.value[begin * self.k..].par_chunks_mut(k))
+            .zip(self.index[begin * k..].par_chunks_mut(k))
+            .zip(self.value[begin * k..].par_chunks_mut(k))
             .map(|((count, index), value)| RowMut { count, index, value })
+    }
+
+    /// A number for every slot, cut into rows.
+    fn cut<'a>(&self, mut slots: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+        let mut rows = Vec::with_capacity(self.rows());
+        for row in 0..self.rows() {
+            let (head, tail) = slots.split_at_mut(self.start[row + 1] - self.start[row]);
+            rows.push(head);
+            slots = tail;
+        }
+        rows
     }
 
     /// Where each latent is active, by latent.
@@ -90,7 +138,7 @@ impl SparseRows {
         for row in 0..self.rows() {
             for (i, l) in self.row(row).0.iter().enumerate() {
                 let at = &mut next[*l as usize];
-                slots[*at as usize] = (row as u32, (row * self.k + i) as u32);
+                slots[*at as usize] = (row as u32, (self.start[row] + i) as u32);
                 *at += 1;
             }
         }
@@ -106,7 +154,9 @@ pub struct ByLatent {
 }
 
 impl ByLatent {
-    fn of(&self, latent: usize) -> &[(u32, u32)] {
+    /// The rows in which a latent is active, ascending, and the slots there.
+    #[inline(always)]
+    pub fn of(&self, latent: usize) -> &[(u32, u32)] {
         &self.slots[self.start[latent] as usize..self.start[latent + 1] as usize]
     }
 
@@ -116,43 +166,68 @@ impl ByLatent {
     }
 }
 
-/// `out[row] += Σ value · decoder[latent]`; `decoder` is `[d_sae, d_in]`, `out` is `[rows, d_in]`.
-pub fn decode_add(active: &SparseRows, decoder: &[f32], d_in: usize, out: &mut [f32]) {
-    out.par_chunks_mut(d_in).enumerate().for_each(|(row, out)| {
+/// Gradients of reconstructions, `[rows, d_out]` each: that of latents up to `ends[0]`, of those
+/// from there up to `ends[1]`, ..., of all others.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputGrads<'a> {
+    /// Ascending; one fewer than `grads`.
+    pub ends: &'a [usize],
+    /// The gradients.
+    pub grads: &'a [Vec<f32>],
+}
+
+impl<'a> OutputGrads<'a> {
+    #[inline(always)]
+    fn of(&self, latent: usize) -> &'a [f32] {
+        &self.grads[self.ends.iter().take_while(|end| **end <= latent).count()]
+    }
+}
+
+/// `out[row] += Σ value · decoder[latent]` over the active ones of `latents`; `decoder` is
+/// `[d_sae, d_out]`, `out` is `[rows, d_out]`.
+pub fn decode_add(
+    active: &SparseRows,
+    latents: Range<usize>,
+    decoder: &[f32],
+    d_out: usize,
+    out: &mut [f32],
+) {
+    out.par_chunks_mut(d_out).enumerate().for_each(|(row, out)| {
         simd(
             #[inline(always)]
             || {
                 let (index, value) = active.row(row);
                 for (l, v) in index.iter().zip(value) {
-                    axpy(*v, &decoder[*l as usize * d_in..][..d_in], out);
+                    if latents.contains(&(*l as usize)) {
+                        axpy(*v, &decoder[*l as usize * d_out..][..d_out], out);
+                    }
                 }
             },
         );
     });
 }
 
-/// The gradient of every active entry: `grad · decoder[latent]`, in the slots of `active`;
-/// `grad` is the gradient of the reconstruction, `[rows, d_in]`.
+/// The gradient of every active entry, `grad · decoder[latent]`, in the slots of `active`.
 pub fn entry_gradients(
     active: &SparseRows,
     decoder: &[f32],
-    d_in: usize,
-    grad: &[f32],
+    d_out: usize,
+    grad: OutputGrads<'_>,
     out: &mut Vec<f32>,
 ) {
     out.resize(active.value.len(), 0.0);
-    out.par_chunks_mut(active.k.max(1)).zip(grad.par_chunks(d_in)).enumerate().for_each(
-        |(row, (out, grad))| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (slot, l) in active.row(row).0.iter().enumerate() {
-                        out[slot] = dot(grad, &decoder[*l as usize * d_in..][..d_in]);
-                    }
-                },
-            );
-        },
-    );
+    active.cut(out).into_par_iter().enumerate().for_each(|(row, out)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (out, l) in out.iter_mut().zip(active.row(row).0) {
+                    let latent = *l as usize;
+                    let grad = &grad.of(latent)[row * d_out..][..d_out];
+                    *out = dot(grad, &decoder[latent * d_out..][..d_out]);
+                }
+            },
+        );
+    });
 }
 
 /// What [`latent_gradients`] reads for one set of active latents.
@@ -162,8 +237,8 @@ pub struct Backward<'a> {
     pub active: &'a SparseRows,
     /// The same by latent.
     pub by_latent: &'a ByLatent,
-    /// Gradient of the reconstruction, `[rows, d_in]`.
-    pub grad: &'a [f32],
+    /// Gradients of the reconstruction.
+    pub grad: OutputGrads<'a>,
     /// Gradient of each active entry's pre-activation.
     pub entry_grad: &'a [f32],
     /// The encoder's input, `[rows, d_in]`.
@@ -179,11 +254,11 @@ pub fn latent_gradients(
     enc: &mut [f32],
     bias: &mut f32,
 ) {
-    let d_in = dec.len();
+    let (d_out, d_in, grad) = (dec.len(), enc.len(), b.grad.of(latent));
     for (row, slot) in b.by_latent.of(latent) {
-        let (row, slot) = (*row as usize * d_in, *slot as usize);
-        axpy(b.active.value[slot], &b.grad[row..row + d_in], dec);
-        axpy(b.entry_grad[slot], &b.input[row..row + d_in], enc);
+        let (row, slot) = (*row as usize, *slot as usize);
+        axpy(b.active.value[slot], &grad[row * d_out..][..d_out], dec);
+        axpy(b.entry_grad[slot], &b.input[row * d_in..][..d_in], enc);
         *bias += b.entry_grad[slot];
     }
 }
@@ -192,39 +267,37 @@ pub fn latent_gradients(
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn from_dense(dense: &[f32], d_sae: usize, k: usize) -> SparseRows {
+    pub(crate) fn from_dense(dense: &[f32], d_sae: usize) -> SparseRows {
         let mut rows = SparseRows::default();
-        rows.reset(dense.len() / d_sae, k);
-        for (slots, row) in
-            rows.par_rows_mut(0).collect::<Vec<_>>().into_iter().zip(dense.chunks(d_sae))
-        {
-            for (l, v) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                slots.index[*slots.count as usize] = l as u32;
-                slots.value[*slots.count as usize] = *v;
-                *slots.count += 1;
-            }
+        rows.clear();
+        for row in dense.chunks(d_sae) {
+            let on = row.iter().enumerate().filter(|(_, v)| **v != 0.0);
+            let (index, value): (Vec<u32>, Vec<f32>) = on.map(|(l, v)| (l as u32, *v)).unzip();
+            rows.push(&index, &value);
         }
         rows
     }
 
     #[test]
     fn everything_equals_the_dense_products() {
-        let (rows, d_sae, d_in, k) = (5, 11, 37, 4);
+        let (rows, d_sae, d_in) = (5, 11, 37);
         let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
         let dense: Vec<f32> =
             (0..rows * d_sae).map(|i| if i % 3 == 0 { 1.0 + i as f32 } else { 0.0 }).collect();
-        let active = from_dense(&dense, d_sae, k);
+        let active = from_dense(&dense, d_sae);
         let (decoder, grad, input) =
             (wave(d_sae * d_in, 0.3), wave(rows * d_in, 0.7), wave(rows * d_in, 1.1));
         let mut out = vec![0.5; rows * d_in];
-        decode_add(&active, &decoder, d_in, &mut out);
+        decode_add(&active, 0..d_sae, &decoder, d_in, &mut out);
         let mut entry_grad = vec![];
-        entry_gradients(&active, &decoder, d_in, &grad, &mut entry_grad);
+        let grads = [grad.clone()];
+        let output = OutputGrads { ends: &[], grads: &grads };
+        entry_gradients(&active, &decoder, d_in, output, &mut entry_grad);
         let by_latent = active.by_latent(d_sae);
         let b = Backward {
             active: &active,
             by_latent: &by_latent,
-            grad: &grad,
+            grad: output,
             entry_grad: &entry_grad,
             input: &input,
         };

@@ -1,4 +1,4 @@
-//! The k largest elements of a row.
+//! The k largest elements of a row, or of many rows together.
 
 use super::vector::{max, simd};
 
@@ -66,6 +66,97 @@ impl Candidates {
     }
 }
 
+/// One element of many rows: its value, its row, its place in it.
+type Entry = (f32, u32, u32);
+
+/// Finds the k largest positive elements of many rows; of equal ones the first.
+#[derive(Clone, Debug, Default)]
+pub struct Largest {
+    k: usize,
+    /// What elements must exceed.
+    floor: f32,
+    kept: Vec<Entry>,
+    guessed: f32,
+}
+
+impl Largest {
+    /// Begins with elements above `guess`, which is not negative: see [`Self::is_sure`].
+    pub fn begin(&mut self, k: usize, guess: f32) {
+        self.k = k;
+        self.floor = guess;
+        self.guessed = guess;
+        self.kept.clear();
+    }
+
+    /// What elements must exceed to be added.
+    pub fn floor(&self) -> f32 {
+        self.floor
+    }
+
+    /// The elements of row `number` above `floor`.
+    pub fn above(row: &[f32], floor: f32, number: usize) -> Vec<Entry> {
+        let mut found = vec![];
+        simd(
+            #[inline(always)]
+            || {
+                for (n, chunk) in row.chunks(CHUNK).enumerate() {
+                    if max(chunk) > floor {
+                        let entries = chunk.iter().enumerate().filter(|(_, v)| **v > floor);
+                        let place = |i| (n * CHUNK + i) as u32;
+                        found.extend(entries.map(|(i, v)| (*v, number as u32, place(i))));
+                    }
+                }
+            },
+        );
+        found
+    }
+
+    /// Adds elements, which come behind all before in (row, place).
+    pub fn add(&mut self, entries: &[Entry]) {
+        self.kept.extend(entries.iter().filter(|e| e.0 > self.floor));
+        if self.kept.len() >= 2 * self.k.max(CHUNK) {
+            self.cut();
+        }
+    }
+
+    /// Whether what is kept are the largest ones, although only those above a guess were seen.
+    pub fn is_sure(&self) -> bool {
+        self.guessed == 0.0 || self.kept.len() >= self.k
+    }
+
+    fn cut(&mut self) {
+        if self.k == 0 {
+            self.kept.clear();
+        } else if self.kept.len() > self.k {
+            let order =
+                |a: &Entry, b: &Entry| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)));
+            self.kept.select_nth_unstable_by(self.k - 1, order);
+            self.kept.truncate(self.k);
+            self.floor = self.kept[self.k - 1].0;
+        }
+    }
+
+    /// Gives each of `rows` rows its elements, places ascending, and returns the smallest of all,
+    /// 0 if there is none.
+    pub fn rows(&mut self, rows: usize, mut give: impl FnMut(&[u32], &mut [f32])) -> f32 {
+        self.cut();
+        self.kept.sort_unstable_by_key(|(_, row, place)| (*row, *place));
+        let smallest = self.kept.iter().map(|e| e.0).reduce(f32::min).unwrap_or(0.0);
+        let (mut index, mut value) = (vec![], vec![]);
+        let mut kept = self.kept.iter().peekable();
+        for row in 0..rows as u32 {
+            index.clear();
+            value.clear();
+            while let Some((v, _, place)) = kept.next_if(|e| e.1 == row) {
+                index.push(*place);
+                value.push(*v);
+            }
+            give(&index, &mut value);
+        }
+        smallest
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +183,36 @@ mod tests {
             let n = Candidates::default().top_k(&row, k, floor, |_, i, v| got.push((i, v)));
             prop_assert_eq!(n, got.len());
             prop_assert_eq!(got, sorted(&row, k, floor));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_largest_of_all_rows_whatever_the_guess(
+            rows in prop::collection::vec(prop::collection::vec((-40_i32..40).prop_map(|v| v as f32 / 4.0), 130), 1..9),
+            k in 0_usize..90,
+            guess in 0_u32..12,
+        ) {
+            let find = |largest: &mut Largest, guess: f32| {
+                largest.begin(k, guess);
+                for (n, row) in rows.iter().enumerate() {
+                    let found = Largest::above(row, largest.floor(), n);
+                    largest.add(&found);
+                }
+            };
+            let mut largest = Largest::default();
+            find(&mut largest, guess as f32);
+            if !largest.is_sure() {
+                find(&mut largest, 0.0);
+            }
+            let mut got = vec![];
+            let mut n = 0;
+            largest.rows(rows.len(), |index, value| {
+                got.extend(index.iter().zip(value.iter()).map(|(i, v)| (n * 130 + i, *v)));
+                n += 1;
+            });
+            let all: Vec<f32> = rows.iter().flatten().copied().collect();
+            prop_assert_eq!(got, sorted(&all, k, 0.0));
         }
     }
 

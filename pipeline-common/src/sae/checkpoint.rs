@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::{Parameters, SaeError, parameters::NAMES, trainer::State, variant::Firing};
+use super::{
+    SaeError,
+    parameters::NAMES,
+    trainer::{Best, State},
+};
 use crate::{
     shard::format::{self, TensorSpec},
     stage::atomic,
 };
 
-/// Checkpoints kept.
-const KEEP: usize = 2;
+/// The parts of a state that have the parameters' shape.
+const PARTS: [&str; 4] = ["param", "first", "second", "ema"];
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Latest {
@@ -29,15 +33,16 @@ struct Latest {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
+    keep: usize,
 }
 
 impl Checkpoints {
-    /// Those in `<run_dir>/checkpoints`.
-    pub fn new(run_dir: &Path) -> Self {
-        Self { dir: run_dir.join("checkpoints") }
+    /// Those in `<run_dir>/checkpoints`, of which the newest `keep` stay.
+    pub fn new(run_dir: &Path, keep: usize) -> Self {
+        Self { dir: run_dir.join("checkpoints"), keep }
     }
 
-    /// Writes `state` and makes it the latest; older ones than the last two go.
+    /// Writes `state` and makes it the latest.
     ///
     /// # Errors
     /// Any I/O error, naming the path.
@@ -58,42 +63,51 @@ impl Checkpoints {
         self.dir.join(file_name(step))
     }
 
-    /// The latest state, verified; `None` where there is none.
+    /// The latest state, verified; `None` where there is none. `state` is a state of the same shape.
     ///
     /// # Errors
     /// [`SaeError::Checkpoint`] if the file differs from what was committed; [`SaeError::Shape`] if
     /// it is not of `shape`.
-    pub fn load(&self, shape: &Parameters, dead_after: u64) -> Result<Option<State>, SaeError> {
+    pub fn load(&self, mut state: State) -> Result<Option<State>, SaeError> {
+        let Some((path, map, step)) = self.latest()? else { return Ok(None) };
+        let bad = |reason: String| SaeError::Format { path: path.clone(), reason };
+        let file = SafeTensors::deserialize(&map).map_err(|e| bad(e.to_string()))?;
+        let State { params, first, second, ema, .. } = &mut state;
+        for (part, target) in
+            PARTS.iter().zip([Some(params), Some(first), Some(second), ema.as_mut()])
+        {
+            let Some(target) = target else { continue };
+            for (name, tensor) in NAMES.iter().zip(target.tensors_mut()) {
+                if !tensor.is_empty() {
+                    fill(&path, &file, &format!("{part}.{name}"), tensor)?;
+                }
+            }
+        }
+        fill(&path, &file, "since_fired", &mut state.firing.since)?;
+        state.memory = numbers(&file, "memory");
+        if let [step, fvu] = numbers(&file, "best")[..] {
+            state.best = Some(Best { step: step as u64, fvu });
+        }
+        state.step = step;
+        Ok(Some(state))
+    }
+
+    /// The latest file, verified, and its step.
+    fn latest(&self) -> Result<Option<(PathBuf, memmap2::Mmap, u64)>, SaeError> {
         let latest = self.dir.join("latest.json");
         let text = match fs_err::read(&latest) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let bad = |path: &Path, reason: String| SaeError::Format { path: path.to_owned(), reason };
-        let latest: Latest =
-            serde_json::from_slice(&text).map_err(|e| bad(&latest, e.to_string()))?;
+        let latest: Latest = serde_json::from_slice(&text)
+            .map_err(|e| SaeError::Format { path: latest, reason: e.to_string() })?;
         let path = self.dir.join(&latest.file);
         let map = format::map(&path)?;
         let found = format::digest_bytes(&map);
         if found != latest.blake3 {
             return Err(SaeError::Checkpoint { path, expected: latest.blake3, found });
         }
-        let file = SafeTensors::deserialize(&map).map_err(|e| bad(&path, e.to_string()))?;
-        let mut state = State::new(shape.zeros_like(), dead_after);
-        for (prefix, target) in [
-            ("param", &mut state.params),
-            ("first", &mut state.first),
-            ("second", &mut state.second),
-        ] {
-            for (name, tensor) in NAMES.iter().zip(target.tensors_mut()) {
-                fill(&path, &file, &format!("{prefix}.{name}"), tensor)?;
-            }
-        }
-        let mut since = state.firing.since;
-        fill(&path, &file, "since_fired", &mut since)?;
-        state.firing = Firing { since, dead_after };
-        state.step = latest.step;
-        Ok(Some(state))
+        Ok(Some((path, map, latest.step)))
     }
 
     /// Removes all but the newest, and what a killed process left: half-written files, and
@@ -110,7 +124,7 @@ impl Checkpoints {
             }
         }
         files.sort();
-        for old in files.iter().rev().skip(KEEP) {
+        for old in files.iter().rev().skip(self.keep.max(1)) {
             fs_err::remove_file(old)?;
         }
         Ok(())
@@ -123,26 +137,35 @@ fn file_name(step: u64) -> String {
 }
 
 fn write(path: &Path, state: &State) -> Result<(), SaeError> {
-    const FIELDS: [[&str; 5]; 3] = [
-        ["param.w_enc", "param.b_enc", "param.w_dec", "param.b_dec", "param.threshold"],
-        ["first.w_enc", "first.b_enc", "first.w_dec", "first.b_dec", "first.threshold"],
-        ["second.w_enc", "second.b_enc", "second.w_dec", "second.b_dec", "second.threshold"],
-    ];
     let since = TensorSpec {
         name: "since_fired",
         dtype: Dtype::U64,
         shape: vec![state.firing.since.len()],
     };
-    let mut tensors: Vec<(TensorSpec, &[u8])> =
+    let best = state.best.map(|best| [best.step as f64, best.fvu]);
+    let f64s = [("memory", state.memory.as_slice()), ("best", best.as_ref().map_or(&[], |b| b))];
+    let mut tensors: Vec<(TensorSpec<'_>, &[u8])> =
         vec![(since, bytemuck::cast_slice(&state.firing.since))];
-    for (names, part) in FIELDS.iter().zip([&state.params, &state.first, &state.second]) {
-        for (name, data) in names.iter().zip(part.tensors()) {
+    for (name, data) in f64s.into_iter().filter(|(_, data)| !data.is_empty()) {
+        let spec = TensorSpec { name, dtype: Dtype::F64, shape: vec![data.len()] };
+        tensors.push((spec, bytemuck::cast_slice(data)));
+    }
+    let parts = [Some(&state.params), Some(&state.first), Some(&state.second), state.ema.as_ref()];
+    let names = PARTS.map(|part| NAMES.map(|name| format!("{part}.{name}")));
+    for (names, part) in names.iter().zip(parts).filter_map(|(names, part)| Some((names, part?))) {
+        for (name, data) in names.iter().zip(part.tensors()).filter(|(_, data)| !data.is_empty()) {
             let spec = TensorSpec { name, dtype: Dtype::F32, shape: vec![data.len()] };
             tensors.push((spec, bytemuck::cast_slice(data)));
         }
     }
     let metadata = vec![("step".to_owned(), state.step.to_string())];
     Ok(format::write_file(path, &tensors, &metadata)?)
+}
+
+/// The numbers of an optional tensor of f64.
+fn numbers(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let data = file.tensor(name).map(|view| view.data()).unwrap_or_default();
+    data.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect()
 }
 
 fn fill<T: bytemuck::AnyBitPattern>(
@@ -172,13 +195,19 @@ fn fill<T: bytemuck::AnyBitPattern>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sae::{Parameters, parameters::Shape};
+
+    fn blank(d_sae: usize) -> State {
+        State::new(Parameters::zeros(Shape::jumprelu(3, d_sae)), 10, true)
+    }
 
     fn state(step: u64) -> State {
-        let mut state = State::new(Parameters::zeros(3, 5, true), 10);
+        let mut state = blank(5);
+        state.memory = vec![step as f64, 0.5];
+        state.best = Some(Best { step: 3, fvu: 0.25 });
         state.step = step;
-        for (i, part) in
-            [&mut state.params, &mut state.first, &mut state.second].into_iter().enumerate()
-        {
+        let State { params, first, second, ema: Some(ema), .. } = &mut state else { panic!() };
+        for (i, part) in [params, first, second, ema].into_iter().enumerate() {
             for (j, t) in part.tensors_mut().into_iter().enumerate() {
                 t.iter_mut()
                     .enumerate()
@@ -192,29 +221,26 @@ mod tests {
     #[test]
     fn the_latest_state_comes_back_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(dir.path());
-        let shape = Parameters::zeros(3, 5, true);
-        assert_eq!(checkpoints.load(&shape, 10).unwrap(), None);
+        let checkpoints = Checkpoints::new(dir.path(), 2);
+        assert_eq!(checkpoints.load(blank(5)).unwrap(), None);
         for step in [5, 10, 15] {
             checkpoints.save(&state(step)).unwrap();
         }
-        assert_eq!(checkpoints.load(&shape, 10).unwrap(), Some(state(15)));
+        assert_eq!(checkpoints.load(blank(5)).unwrap(), Some(state(15)));
         assert!(!dir.path().join("checkpoints/step-000000000005.safetensors").exists());
     }
 
     #[test]
     fn damage_and_another_shape_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(dir.path());
+        let checkpoints = Checkpoints::new(dir.path(), 2);
         checkpoints.save(&state(5)).unwrap();
-        let other = Parameters::zeros(3, 6, true);
-        assert!(matches!(checkpoints.load(&other, 10), Err(SaeError::Shape { .. })));
+        assert!(matches!(checkpoints.load(blank(6)), Err(SaeError::Shape { .. })));
         let path = dir.path().join("checkpoints/step-000000000005.safetensors");
         let mut bytes = fs_err::read(&path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         fs_err::write(&path, bytes).unwrap();
-        let shape = Parameters::zeros(3, 5, true);
-        assert!(matches!(checkpoints.load(&shape, 10), Err(SaeError::Checkpoint { .. })));
+        assert!(matches!(checkpoints.load(blank(5)), Err(SaeError::Checkpoint { .. })));
     }
 }

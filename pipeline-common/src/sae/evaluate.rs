@@ -1,7 +1,7 @@
 //! Figures of an SAE on given rows: error, unexplained variance, L0, firing counts.
 
-use super::{Sae, history::Validation};
-use crate::{kernels::columns::column_sums, shard::ShardSet};
+use super::{Sae, history::Validation, rows::Rows};
+use crate::kernels::columns::column_sums;
 use rayon::prelude::*;
 
 /// Rows encoded at a time.
@@ -16,36 +16,38 @@ pub struct Evaluation {
     pub fired: Vec<u64>,
 }
 
-/// Encodes and decodes `rows` of `set`, multiplied by `scale`.
-pub fn evaluate(
-    sae: &Sae,
-    set: &ShardSet,
-    rows: &[usize],
-    scale: f32,
-    threads: usize,
-) -> Evaluation {
-    let d_in = set.d_in();
+impl Evaluation {
+    /// The share of rows in which each latent was active, `[d_sae]`.
+    pub fn frequency(&self) -> Vec<f64> {
+        self.fired.iter().map(|n| *n as f64 / self.figures.rows.max(1) as f64).collect()
+    }
+}
+
+/// Encodes and reconstructs the rows with these numbers, scaled as in training.
+pub fn evaluate(sae: &Sae, rows: &Rows, numbers: &[usize], threads: usize) -> Evaluation {
+    let width = sae.params.d_out;
     let (mut error, mut active) = (0.0, 0_usize);
-    let (mut square, mut sum) = (0.0, vec![0.0; d_in]);
+    let (mut square, mut sum) = (0.0, vec![0.0; width]);
     let mut fired = vec![0_u64; sae.params.d_sae];
-    for chunk in rows.chunks(CHUNK) {
-        let mut x = vec![0.0; chunk.len() * d_in];
-        x.par_chunks_mut(d_in).zip(chunk).for_each(|(out, row)| set.read_row(*row, scale, out));
+    let (mut x, mut y) = (vec![], vec![]);
+    for chunk in numbers.chunks(CHUNK) {
+        rows.input.gather(chunk, &mut x);
+        rows.output().gather(chunk, &mut y);
         let latents = sae.encode(&x, threads);
-        let mut difference = sae.decode(&latents);
-        difference.par_iter_mut().zip(&x).for_each(|(y, x)| *y -= x);
-        error += squared(&difference, d_in);
-        square += squared(&x, d_in);
-        sum.iter_mut().zip(column_sums(&x, d_in)).for_each(|(s, c)| *s += c);
+        let mut difference = sae.reconstruct(&x, &latents, threads);
+        difference.par_iter_mut().zip(&y).for_each(|(out, y)| *out -= y);
+        error += squared(&difference, width);
+        square += squared(&y, width);
+        sum.iter_mut().zip(column_sums(&y, width)).for_each(|(s, c)| *s += c);
         active += latents.active();
         for row in 0..chunk.len() {
             latents.row(row).0.iter().for_each(|l| fired[*l as usize] += 1);
         }
     }
-    let n = rows.len().max(1) as f64;
+    let n = numbers.len().max(1) as f64;
     let variance = square / n - sum.iter().map(|s| (s / n).powi(2)).sum::<f64>();
     let figures = Validation {
-        rows: rows.len() as u64,
+        rows: numbers.len() as u64,
         mse: error / n,
         fvu: error / n / variance.max(f64::MIN_POSITIVE),
         l0: active as f64 / n,

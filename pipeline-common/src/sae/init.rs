@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     Parameters,
-    parameters::norm,
+    parameters::{Shape, norm},
     random::{Normal, Purpose},
 };
 
@@ -14,21 +14,35 @@ pub const MEDIAN_ROWS: usize = 32_768;
 /// Weiszfeld's steps; the change is far below f32 noise by then.
 const MEDIAN_STEPS: usize = 30;
 
-/// Parameters before the first step; `sample` is `[n, d_in]`, scaled as in training. JumpReLU
-/// starts with `threshold` everywhere.
-pub fn initialise(
-    sample: &[f32],
-    d_in: usize,
-    d_sae: usize,
-    seed: u64,
-    threshold: Option<f32>,
-) -> Parameters {
-    let mut p = Parameters::zeros(d_in, d_sae, threshold.is_some());
+/// How parameters start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Start {
+    /// The encoder as the decoder's transpose. A transcoder's has directions of its own, since the
+    /// decoder's lie in another space.
+    pub tied: bool,
+    /// Thresholds, where there are any.
+    pub threshold: f32,
+}
+
+impl Start {
+    /// An autoencoder without thresholds.
+    pub const TIED: Self = Self { tied: true, threshold: 0.0 };
+}
+
+/// Parameters before the first step; `sample` is the output's, `[n, d_out]`, scaled as in
+/// training. The path around the latents starts at zero.
+pub fn initialise(shape: Shape, sample: &[f32], seed: u64, start: Start) -> Parameters {
+    let mut p = Parameters::zeros(shape);
     Normal::new(seed, Purpose::Decoder).fill(&mut p.w_dec);
-    p.w_dec.par_chunks_mut(d_in).for_each(normalise);
-    p.w_enc.copy_from_slice(&p.w_dec);
-    p.b_dec = geometric_median(sample, d_in);
-    p.threshold.fill(threshold.unwrap_or(0.0));
+    p.w_dec.par_chunks_mut(shape.d_out).for_each(normalise);
+    if start.tied {
+        p.w_enc.copy_from_slice(&p.w_dec);
+    } else {
+        Normal::new(seed, Purpose::Encoder).fill(&mut p.w_enc);
+        p.w_enc.par_chunks_mut(shape.d_in).for_each(normalise);
+    }
+    p.b_dec = geometric_median(sample, shape.d_out);
+    p.threshold.fill(start.threshold);
     p
 }
 
@@ -93,7 +107,7 @@ mod tests {
 
     #[test]
     fn decoder_rows_are_latents_and_have_norm_one() {
-        let p = initialise(&[0.0; 12], 3, 7, 1, None);
+        let p = initialise(Shape::autoencoder(3, 7), &[0.0; 12], 1, Start::TIED);
         assert!(p.decoder_norms().iter().all(|n| (n - 1.0).abs() < 1e-6));
         assert_eq!(p.w_enc, p.w_dec);
     }

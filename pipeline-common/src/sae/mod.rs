@@ -18,6 +18,7 @@ pub mod parameters;
 pub mod random;
 #[cfg(test)]
 mod recovery;
+pub mod rows;
 pub mod schedule;
 pub mod settings;
 pub mod train;

@@ -13,6 +13,8 @@ use rand_chacha::{
 pub enum Purpose {
     /// The decoder's first directions.
     Decoder = 1,
+    /// A transcoder's encoder's.
+    Encoder = 2,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).

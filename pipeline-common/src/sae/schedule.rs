@@ -7,9 +7,9 @@ use clap::ValueEnum;
 pub enum Decay {
     /// Stays.
     Constant,
-    /// Full until the last fifth of the steps, then linearly to zero (`dictionary_learning`).
+    /// Full until the last steps, then linearly to the end (`dictionary_learning`).
     Linear,
-    /// Half a cosine from full to zero.
+    /// Half a cosine from full to the end.
     Cosine,
 }
 
@@ -22,6 +22,10 @@ pub struct Schedule {
     pub warmup: u64,
     /// How it falls.
     pub decay: Decay,
+    /// Share of the steps over which a linear decay falls.
+    pub decay_share: f64,
+    /// The factor it falls to.
+    pub end: f64,
     /// Steps over which the sparsity coefficient rises linearly; 0 at the first step, as SAELens.
     pub sparsity_warmup: u64,
 }
@@ -33,14 +37,16 @@ impl Schedule {
             return (step + 1) as f64 / self.warmup as f64;
         }
         let left = |from: u64| (self.steps - step) as f64 / (self.steps - from).max(1) as f64;
-        match self.decay {
+        let fallen = match self.decay {
             Decay::Constant => 1.0,
             Decay::Linear => {
-                let from = (self.steps - self.steps / 5).max(self.warmup);
+                let length = (self.steps as f64 * self.decay_share).round() as u64;
+                let from = (self.steps - length.min(self.steps)).max(self.warmup);
                 if step < from { 1.0 } else { left(from) }
             }
             Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (1.0 - left(self.warmup))).cos()),
-        }
+        };
+        self.end + (1.0 - self.end) * fallen
     }
 
     /// Factor on the sparsity coefficient at `step`, from 0.
@@ -58,7 +64,7 @@ mod tests {
     use super::*;
 
     fn schedule(decay: Decay) -> Schedule {
-        Schedule { steps: 100, warmup: 10, decay, sparsity_warmup: 4 }
+        Schedule { steps: 100, warmup: 10, decay, decay_share: 0.2, end: 0.0, sparsity_warmup: 4 }
     }
 
     #[test]
@@ -71,6 +77,8 @@ mod tests {
         assert!((cosine.lr(55) - 0.5).abs() < 1e-12);
         assert!(cosine.lr(99) < 0.001);
         assert_eq!(schedule(Decay::Constant).lr(99), 1.0);
+        assert_eq!(Schedule { end: 0.5, ..linear }.lr(90), 0.75);
+        assert_eq!(Schedule { decay_share: 1.0, ..linear }.lr(55), 0.5);
     }
 
     #[test]
@@ -83,7 +91,7 @@ mod tests {
     #[test]
     fn a_training_of_one_step_has_a_rate() {
         for decay in [Decay::Constant, Decay::Linear, Decay::Cosine] {
-            let s = Schedule { steps: 1, warmup: 0, decay, sparsity_warmup: 0 };
+            let s = Schedule { steps: 1, warmup: 0, sparsity_warmup: 0, ..schedule(decay) };
             assert_eq!(s.lr(0), 1.0);
         }
     }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::{
     Parameters, SaeError,
     init::normalise,
+    parameters::{NAMES, TENSORS},
     variant::{Batch, Firing, Losses, Objective},
 };
 use crate::kernels::{
@@ -15,8 +16,10 @@ use crate::kernels::{
     vector::{axpy, dot, simd},
 };
 
-/// Global gradient norm above which gradients are scaled down.
-const CLIP: f64 = 1.0;
+/// Place of the decoder among [`NAMES`].
+const DECODER: usize = 2;
+/// Elements of a tensor without rows that one task updates.
+const STRETCH: usize = 4096;
 
 /// What a step is made with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +28,52 @@ pub struct Rates {
     pub lr: f64,
     /// Factor on the sparsity coefficient.
     pub sparsity: f64,
+}
+
+/// How gradients become updates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimiser {
+    /// Adam's constants, by tensor in the order of [`NAMES`].
+    pub adam: [AdamConfig; TENSORS],
+    /// Factors on the learning rate, by tensor.
+    pub lr: [f64; TENSORS],
+    /// Global gradient norm above which gradients are scaled down; infinite for never.
+    pub clip: f64,
+    /// Whether each latent's decoder row is kept at norm 1.
+    pub unit_decoder: bool,
+    /// Decay of the running mean of the weights, which takes their place at the end.
+    pub ema: Option<f64>,
+}
+
+impl Optimiser {
+    /// One Adam for all tensors, unit decoder rows, gradients clipped at norm 1.
+    pub fn adam(config: AdamConfig) -> Self {
+        Self {
+            adam: [config; TENSORS],
+            lr: [1.0; TENSORS],
+            clip: 1.0,
+            unit_decoder: true,
+            ema: None,
+        }
+    }
+
+    /// Replaces the factor on the learning rate of tensor `name`; whether there is such a tensor.
+    pub fn set_lr(&mut self, name: &str, factor: f64) -> bool {
+        let place = NAMES.iter().position(|n| *n == name);
+        place.is_some_and(|i| {
+            self.lr[i] = factor;
+            true
+        })
+    }
+}
+
+/// The lowest error on held-out rows so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    /// Steps made then.
+    pub step: u64,
+    /// Fraction of variance unexplained.
+    pub fvu: f64,
 }
 
 /// Everything a checkpoint holds.
@@ -36,28 +85,46 @@ pub struct State {
     pub first: Parameters,
     /// Adam's second moments.
     pub second: Parameters,
+    /// The running mean of the parameters, where it is kept.
+    pub ema: Option<Parameters>,
     /// Who fired when.
     pub firing: Firing,
+    /// What the objective carries along.
+    pub memory: Vec<f64>,
+    /// The best validation.
+    pub best: Option<Best>,
     /// Steps made.
     pub step: u64,
 }
 
 impl State {
-    /// The state before the first step.
-    pub fn new(params: Parameters, dead_after: u64) -> Self {
+    /// The state before the first step; with a running mean of the weights if `ema`.
+    pub fn new(params: Parameters, dead_after: u64, ema: bool) -> Self {
         let (first, second) = (params.zeros_like(), params.zeros_like());
         let firing = Firing::new(params.d_sae, dead_after);
-        Self { params, first, second, firing, step: 0 }
+        let ema = ema.then(|| params.clone());
+        Self { params, first, second, ema, firing, memory: vec![], best: None, step: 0 }
+    }
+
+    /// The weights that the training ends with: the running mean where it is kept.
+    pub fn result(&self) -> &Parameters {
+        self.ema.as_ref().unwrap_or(&self.params)
     }
 }
 
 /// Trains one SAE.
 pub struct Trainer {
     /// What a checkpoint holds.
-    pub state: State,
+    state: State,
     objective: Box<dyn Objective>,
-    adam: AdamConfig,
+    optimiser: Optimiser,
     grads: Parameters,
+    /// Batches whose gradients are in `grads`.
+    parts: u32,
+    /// Whether b_dec is subtracted from inputs.
+    centred: bool,
+    /// The target less b_dec, where it is not the input.
+    target: Vec<f32>,
     threads: usize,
 }
 
@@ -65,54 +132,132 @@ impl Trainer {
     /// Goes on from `state`.
     pub fn new(
         state: State,
-        objective: Box<dyn Objective>,
-        adam: AdamConfig,
+        mut objective: Box<dyn Objective>,
+        optimiser: Optimiser,
+        centred: bool,
         threads: usize,
     ) -> Self {
         let grads = state.params.zeros_like();
-        Self { state, objective, adam, grads, threads }
+        if state.step > 0 {
+            objective.recall(&state.memory);
+        }
+        Self { state, objective, optimiser, grads, parts: 0, centred, target: vec![], threads }
     }
 
-    /// One step on `rows`, `[batch, d_in]`, scaled; they are used as working space.
+    /// What a checkpoint holds, after the last whole step.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Notes the error on held-out rows; whether it is the lowest.
+    pub fn validated(&mut self, fvu: f64) -> bool {
+        let better = self.state.best.is_none_or(|best| fvu < best.fvu);
+        if better {
+            self.state.best = Some(Best { step: self.state.step, fvu });
+        }
+        better
+    }
+
+    /// The threshold for rows alone, see [`Objective::inference_threshold`].
+    pub fn inference_threshold(&self) -> Option<f32> {
+        self.objective.inference_threshold()
+    }
+
+    /// One step on `rows`, `[batch, d_in]`, scaled; they are used as working space. A transcoder
+    /// reconstructs `target`, `[batch, d_out]`, an autoencoder the rows.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn step(
+        &mut self,
+        rows: &mut [f32],
+        target: Option<&[f32]>,
+        rates: Rates,
+    ) -> Result<Losses, SaeError> {
+        let losses = self.accumulate(rows, target, rates);
+        self.apply(rates)?;
+        Ok(losses)
+    }
+
+    /// Adds the gradients of a batch to those of the step under way; otherwise as [`Self::step`].
+    pub fn accumulate(&mut self, rows: &mut [f32], target: Option<&[f32]>, rates: Rates) -> Losses {
+        let params = &self.state.params;
+        if !self.centred || target.is_some() {
+            self.target.clear();
+            self.target.extend_from_slice(target.unwrap_or(rows));
+            centre(&mut self.target, &params.b_dec);
+        }
+        if self.centred {
+            centre(rows, &params.b_dec);
+        }
+        let apart = !self.centred || target.is_some();
+        let batch = Batch {
+            input: rows,
+            target: if apart { &self.target } else { rows },
+            centred: self.centred,
+            threads: self.threads,
+            sparsity: rates.sparsity,
+            step: self.state.step,
+        };
+        if self.parts == 0 {
+            self.grads.clear();
+        }
+        self.parts += 1;
+        self.objective.accumulate(params, batch, &mut self.state.firing, &mut self.grads)
+    }
+
+    /// Makes the step with the mean of the accumulated gradients.
     ///
     /// # Errors
     /// [`SaeError::Diverged`] when the gradient is not finite; the parameters are then unchanged.
-    pub fn step(&mut self, rows: &mut [f32], rates: Rates) -> Result<Losses, SaeError> {
-        let State { params, firing, .. } = &mut self.state;
-        rows.par_chunks_mut(params.d_in).for_each(|row| {
-            simd(
-                #[inline(always)]
-                || axpy(-1.0, &params.b_dec, row),
-            )
-        });
-        let batch = Batch { input: rows, threads: self.threads, sparsity: rates.sparsity };
-        self.grads.clear();
-        let losses = self.objective.accumulate(params, batch, firing, &mut self.grads);
-        project(params, &mut self.grads);
-        let norm = squared_norm(&self.grads).sqrt();
+    pub fn apply(&mut self, rates: Rates) -> Result<(), SaeError> {
+        let mean = 1.0 / f64::from(self.parts.max(1));
+        self.parts = 0;
+        if self.optimiser.unit_decoder {
+            project(&self.state.params, &mut self.grads);
+        }
+        let norm = mean * squared_norm(&self.grads).sqrt();
         if !norm.is_finite() {
             return Err(SaeError::Diverged { step: self.state.step, norm });
         }
         self.state.step += 1;
-        let scale = if norm > CLIP { CLIP / norm } else { 1.0 };
-        let adam = self.adam.step(self.state.step, rates.lr, scale);
-        update(&mut self.state, &self.grads, &adam);
-        Ok(losses)
+        self.state.memory = self.objective.memory();
+        let clip = if norm > self.optimiser.clip { self.optimiser.clip / norm } else { 1.0 };
+        let adam: [AdamStep; TENSORS] = std::array::from_fn(|i| {
+            let lr = rates.lr * self.optimiser.lr[i];
+            self.optimiser.adam[i].step(self.state.step, lr, clip * mean)
+        });
+        update(&mut self.state, &self.grads, &adam, self.optimiser.unit_decoder);
+        if let (Some(ema), Some(decay)) = (&mut self.state.ema, self.optimiser.ema) {
+            average(ema, &self.state.params, decay as f32);
+        }
+        Ok(())
     }
+}
+
+fn centre(rows: &mut [f32], b_dec: &[f32]) {
+    rows.par_chunks_mut(b_dec.len()).for_each(|row| {
+        simd(
+            #[inline(always)]
+            || axpy(-1.0, b_dec, row),
+        )
+    });
 }
 
 /// Removes the decoder gradient's component along each latent's row.
 fn project(params: &Parameters, grads: &mut Parameters) {
-    let d_in = params.d_in;
-    grads.w_dec.par_chunks_mut(d_in).zip(params.w_dec.par_chunks(d_in)).for_each(|(grad, row)| {
-        simd(
-            #[inline(always)]
-            || {
-                let along = dot(grad, row) / dot(row, row).max(f32::MIN_POSITIVE);
-                axpy(-along, row, grad);
-            },
-        );
-    });
+    let d_out = params.d_out;
+    grads.w_dec.par_chunks_mut(d_out).zip(params.w_dec.par_chunks(d_out)).for_each(
+        |(grad, row)| {
+            simd(
+                #[inline(always)]
+                || {
+                    let along = dot(grad, row) / dot(row, row).max(f32::MIN_POSITIVE);
+                    axpy(-along, row, grad);
+                },
+            );
+        },
+    );
 }
 
 fn squared_norm(grads: &Parameters) -> f64 {
@@ -124,22 +269,25 @@ fn squared_norm(grads: &Parameters) -> f64 {
         ))
     };
     let of_tensor =
-        |t: &[f32]| t.par_chunks(4096).map(of_block).collect::<Vec<_>>().iter().sum::<f64>();
+        |t: &[f32]| t.par_chunks(STRETCH).map(of_block).collect::<Vec<_>>().iter().sum::<f64>();
     grads.tensors().into_iter().map(of_tensor).sum()
 }
 
-fn update(state: &mut State, grads: &Parameters, adam: &AdamStep) {
+fn update(state: &mut State, grads: &Parameters, adam: &[AdamStep; TENSORS], unit_decoder: bool) {
     let State { params, first, second, .. } = state;
-    let d_in = params.d_in;
-    let rows = |t: [&mut [f32]; 3], grad: &[f32], unit: bool| {
-        let [param, m, v] = t;
-        let chunks = param.par_chunks_mut(d_in).zip(grad.par_chunks(d_in));
-        chunks.zip(m.par_chunks_mut(d_in).zip(v.par_chunks_mut(d_in))).for_each(
+    let d_out = params.d_out;
+    let moments = first.tensors_mut().into_iter().zip(second.tensors_mut());
+    let tensors = params.tensors_mut().into_iter().zip(grads.tensors()).zip(moments);
+    for (i, ((param, grad), (m, v))) in tensors.enumerate() {
+        let unit = unit_decoder && i == DECODER;
+        let width = if i == DECODER { d_out } else { STRETCH };
+        let chunks = param.par_chunks_mut(width).zip(grad.par_chunks(width));
+        chunks.zip(m.par_chunks_mut(width).zip(v.par_chunks_mut(width))).for_each(
             |((param, grad), (m, v))| {
                 simd(
                     #[inline(always)]
                     || {
-                        adam.update(param, grad, m, v);
+                        adam[i].update(param, grad, m, v);
                         if unit {
                             normalise(param);
                         }
@@ -147,16 +295,14 @@ fn update(state: &mut State, grads: &Parameters, adam: &AdamStep) {
                 );
             },
         );
-    };
-    rows([&mut params.w_enc, &mut first.w_enc, &mut second.w_enc], &grads.w_enc, false);
-    rows([&mut params.w_dec, &mut first.w_dec, &mut second.w_dec], &grads.w_dec, true);
-    adam.update(&mut params.b_enc, &grads.b_enc, &mut first.b_enc, &mut second.b_enc);
-    adam.update(&mut params.b_dec, &grads.b_dec, &mut first.b_dec, &mut second.b_dec);
-    adam.update(
-        &mut params.threshold,
-        &grads.threshold,
-        &mut first.threshold,
-        &mut second.threshold,
-    );
+    }
     params.threshold.iter_mut().for_each(|t| *t = t.max(0.0));
+}
+
+fn average(ema: &mut Parameters, params: &Parameters, decay: f32) {
+    for (mean, now) in ema.tensors_mut().into_iter().zip(params.tensors()) {
+        mean.par_chunks_mut(STRETCH).zip(now.par_chunks(STRETCH)).for_each(|(mean, now)| {
+            mean.iter_mut().zip(now).for_each(|(m, x)| *m = decay.mul_add(*m, (1.0 - decay) * x));
+        });
+    }
 }

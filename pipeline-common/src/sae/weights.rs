@@ -2,8 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{Parameters, encode::Encoder};
-use crate::kernels::sparse::{SparseRows, decode_add};
+use super::{
+    Parameters,
+    encode::{Encoder, Magnitude, Scratch},
+};
+use crate::kernels::{
+    product::{Matrix, Write, product},
+    sparse::{SparseRows, decode_add},
+};
 
 /// Which pre-activations count as active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,9 @@ pub enum Activation {
     JumpRelu,
     /// The positive ones.
     Relu,
+    /// Those whose gate, the pre-activation, is positive; magnitudes have a scale and bias of
+    /// their own.
+    Gated,
 }
 
 impl std::fmt::Display for Activation {
@@ -25,6 +34,7 @@ impl std::fmt::Display for Activation {
             Self::TopK { k } => write!(f, "topk, k = {k}"),
             Self::JumpRelu => f.write_str("jumprelu"),
             Self::Relu => f.write_str("standard"),
+            Self::Gated => f.write_str("gated"),
         }
     }
 }
@@ -50,20 +60,25 @@ impl Sae {
     ///
     /// Trained on `s·x`. Latents become `f/s`, so that decoder rows keep norm 1 and activations
     /// are in units of the model: biases and thresholds are divided by `s`, matrices stay
-    /// (`scale_biases` of `dictionary_learning`).
+    /// (`scale_biases` of `dictionary_learning`). A transcoder's target has a scale `t` of its
+    /// own: its output bias is divided by `t`, and both paths to it are multiplied by `s/t`.
     #[must_use]
-    pub fn folded(mut self, scale: f32) -> Self {
+    pub fn folded(mut self, scale: f32, target_scale: f32) -> Self {
         let p = &mut self.params;
-        for tensor in [&mut p.b_enc, &mut p.b_dec, &mut p.threshold] {
+        for tensor in [&mut p.b_enc, &mut p.threshold, &mut p.b_mag] {
             tensor.iter_mut().for_each(|x| *x /= scale);
+        }
+        p.b_dec.iter_mut().for_each(|x| *x /= target_scale);
+        if scale != target_scale {
+            let ratio = scale / target_scale;
+            for tensor in [&mut p.w_dec, &mut p.w_skip] {
+                tensor.iter_mut().for_each(|x| *x *= ratio);
+            }
         }
         self
     }
 
     /// The active latents of `rows`, `[n, d_in]` row-major.
-    ///
-    /// Memory: for activations without a fixed k, room for every latent of every row; encode a
-    /// few thousand rows at a time.
     pub fn encode(&self, rows: &[f32], threads: usize) -> SparseRows {
         let p = &self.params;
         let centred;
@@ -73,22 +88,37 @@ impl Sae {
         } else {
             rows
         };
-        let encoder =
-            Encoder { w_enc: &p.w_enc, b_enc: &p.b_enc, norms: None, d_in: p.d_in, threads };
-        let (mut out, mut block) = (SparseRows::default(), vec![]);
+        let encoder = Encoder::new(p, threads);
+        let (mut out, mut scratch) = (SparseRows::default(), Scratch::default());
         match self.activation {
-            Activation::TopK { k } => encoder.top_k(input, k, 0.0, &mut block, &mut out),
-            Activation::JumpRelu => encoder.above(input, &p.threshold, &mut block, &mut out),
-            Activation::Relu => encoder.above(input, &vec![0.0; p.d_sae], &mut block, &mut out),
+            Activation::TopK { k } => encoder.top_k(input, k, 0.0, &mut scratch, &mut out),
+            Activation::JumpRelu => encoder.above(input, &p.threshold, &mut scratch, &mut out),
+            Activation::Relu => encoder.above(input, &vec![0.0; p.d_sae], &mut scratch, &mut out),
+            Activation::Gated => {
+                let magnitude = Magnitude { r_mag: &p.r_mag, b_mag: &p.b_mag };
+                encoder.gated(input, magnitude, &mut scratch, &mut out);
+            }
         }
         out
     }
 
-    /// The reconstruction of encoded rows, `[n, d_in]` row-major.
+    /// What latents alone reconstruct, `[n, d_out]` row-major.
     pub fn decode(&self, latents: &SparseRows) -> Vec<f32> {
         let p = &self.params;
         let mut out = p.b_dec.repeat(latents.rows());
-        decode_add(latents, &p.w_dec, p.d_in, &mut out);
+        decode_add(latents, 0..p.d_sae, &p.w_dec, p.d_out, &mut out);
+        out
+    }
+
+    /// The output for `rows`, `[n, d_in]`, whose latents are given: [`Self::decode`], and the path
+    /// around the latents where there is one.
+    pub fn reconstruct(&self, rows: &[f32], latents: &SparseRows, threads: usize) -> Vec<f32> {
+        let (p, mut out) = (&self.params, self.decode(latents));
+        if !p.w_skip.is_empty() {
+            let x = Matrix::new(rows, latents.rows(), p.d_in);
+            let skip = Matrix::new(&p.w_skip, p.d_out, p.d_in).t();
+            product(x, skip, &mut out, Write::Add, threads);
+        }
         out
     }
 }
@@ -102,11 +132,18 @@ fn minus(rows: &[f32], b: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::sae::random::{Normal, Purpose};
+    use crate::sae::{
+        parameters::Shape,
+        random::{Normal, Purpose},
+    };
 
     /// A random SAE with unit decoder rows and lively biases.
     pub(crate) fn random_sae(d_in: usize, d_sae: usize, activation: Activation) -> Sae {
-        let mut params = Parameters::zeros(d_in, d_sae, activation == Activation::JumpRelu);
+        let mut params = Parameters::zeros(Shape {
+            threshold: activation == Activation::JumpRelu,
+            gate: activation == Activation::Gated,
+            ..Shape::autoencoder(d_in, d_sae)
+        });
         let mut normal = Normal::new(7, Purpose::Decoder);
         params.tensors_mut().into_iter().for_each(|t| normal.fill(t));
         params.threshold.iter_mut().for_each(|t| *t = t.abs());
@@ -120,12 +157,15 @@ pub(crate) mod tests {
     #[test]
     fn folding_the_scale_leaves_outputs_equal() {
         let (d_in, rows, scale) = (8, 20, 0.3_f32);
-        for activation in [Activation::TopK { k: 3 }, Activation::JumpRelu, Activation::Relu] {
+        for activation in
+            [Activation::TopK { k: 3 }, Activation::JumpRelu, Activation::Relu, Activation::Gated]
+        {
             let trained = random_sae(d_in, 24, activation);
             let mut x = vec![0.0; rows * d_in];
             Normal::new(3, Purpose::Decoder).fill(&mut x);
             let scaled: Vec<f32> = x.iter().map(|v| v * scale).collect();
-            let (before, folded) = (trained.encode(&scaled, 1), trained.clone().folded(scale));
+            let (before, folded) =
+                (trained.encode(&scaled, 1), trained.clone().folded(scale, scale));
             let after = folded.encode(&x, 1);
             for row in 0..rows {
                 let ((i, f), (j, g)) = (before.row(row), after.row(row));
@@ -135,6 +175,37 @@ pub(crate) mod tests {
             let (a, b) = (trained.decode(&before), folded.decode(&after));
             a.iter().zip(b).for_each(|(a, b)| assert!((a / scale - b).abs() < 1e-4));
         }
+    }
+
+    /// A transcoder's input and target have scales of their own.
+    #[test]
+    fn folding_two_scales_leaves_a_transcoders_output_equal() {
+        let (d_in, d_out, d_sae, rows, s, t) = (6, 9, 24, 10, 0.3_f32, 4.0_f32);
+        let mut normal = Normal::new(5, Purpose::Decoder);
+        let shape = Shape { d_out, skip: true, ..Shape::autoencoder(d_in, d_sae) };
+        let mut params = Parameters::zeros(shape);
+        params.tensors_mut().into_iter().for_each(|tensor| normal.fill(tensor));
+        let trained = Sae { params, activation: Activation::TopK { k: 4 }, subtract_b_dec: false };
+        let mut x = vec![0.0; rows * d_in];
+        normal.fill(&mut x);
+        let scaled: Vec<f32> = x.iter().map(|v| v * s).collect();
+        let before = trained.reconstruct(&scaled, &trained.encode(&scaled, 1), 1);
+        let folded = trained.folded(s, t);
+        let after = folded.reconstruct(&x, &folded.encode(&x, 1), 1);
+        assert_eq!(after.len(), rows * d_out);
+        before.iter().zip(after).for_each(|(a, b)| assert!((a / t - b).abs() < 1e-4));
+    }
+
+    #[test]
+    fn a_gate_opens_by_its_own_bias() {
+        let mut sae = random_sae(1, 3, Activation::Gated);
+        let p = &mut sae.params;
+        p.w_enc = vec![1.0, 1.0, 1.0];
+        (p.b_enc, p.b_mag) = (vec![0.0, -9.0, 0.0], vec![0.25, 0.25, -9.0]);
+        (p.r_mag, p.b_dec) = (vec![2.0_f32.ln(); 3], vec![0.0]);
+        let latents = sae.encode(&[3.0], 1);
+        assert_eq!(latents.row(0).0, [0], "the second gate is shut, the third has no magnitude");
+        assert!((latents.row(0).1[0] - 6.25).abs() < 1e-5);
     }
 
     #[test]

@@ -17,16 +17,16 @@ pub const PAGE: usize = 4096;
 
 /// Name, type and shape of one tensor; payloads follow each other in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct TensorSpec<'a> {
     /// The tensor's name.
-    pub name: &'static str,
+    pub name: &'a str,
     /// Its element type.
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
+impl TensorSpec<'_> {
     /// The payload's length in bytes.
     pub fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
@@ -37,7 +37,7 @@ impl TensorSpec {
 pub type Metadata = Vec<(String, String)>;
 
 /// Header bytes for `tensors`, padded with blanks to whole pages and at least `reserved` bytes.
-pub fn header(tensors: &[TensorSpec], metadata: &Metadata, reserved: usize) -> Vec<u8> {
+pub fn header(tensors: &[TensorSpec<'_>], metadata: &Metadata, reserved: usize) -> Vec<u8> {
     let mut root = Map::new();
     let pairs: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     root.insert("__metadata__".into(), Value::Object(pairs));
@@ -62,7 +62,7 @@ pub fn header(tensors: &[TensorSpec], metadata: &Metadata, reserved: usize) -> V
 /// Any I/O error, naming the path.
 pub fn write_file(
     path: &Path,
-    tensors: &[(TensorSpec, &[u8])],
+    tensors: &[(TensorSpec<'_>, &[u8])],
     metadata: &Metadata,
 ) -> io::Result<()> {
     let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
@@ -117,7 +117,7 @@ pub fn digest_bytes(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn spec(name: &'static str, dtype: Dtype, shape: &[usize]) -> TensorSpec {
+    fn spec(name: &'static str, dtype: Dtype, shape: &[usize]) -> TensorSpec<'static> {
         TensorSpec { name, dtype, shape: shape.to_vec() }
     }
 

@@ -99,7 +99,7 @@ impl Tokens {
     ) -> Result<ShardFile, ShardError> {
         let (rows, sentences) = (self.rows(), self.sentences());
         let spec = |name, dtype, shape: &[usize]| TensorSpec { name, dtype, shape: shape.to_vec() };
-        let tensors: [(TensorSpec, &[u8]); 7] = [
+        let tensors: [(TensorSpec<'_>, &[u8]); 7] = [
             (
                 spec("sentence_start", Dtype::U64, &[sentences + 1]),
                 bytemuck::cast_slice(&self.sentence_start),

@@ -185,7 +185,7 @@ fn all_finite(halves: &[f16]) -> bool {
 }
 
 /// The padding keeps the f64 sums aligned, which PyTorch insists on.
-fn specs(rows: usize, d_in: usize) -> [TensorSpec; 3] {
+fn specs(rows: usize, d_in: usize) -> [TensorSpec<'static>; 3] {
     let spec = |name, dtype, shape: &[usize]| TensorSpec { name, dtype, shape: shape.to_vec() };
     let activations = spec("activations", Dtype::F16, &[rows, d_in]);
     let padding = activations.bytes().next_multiple_of(8) - activations.bytes();

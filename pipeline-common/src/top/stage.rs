@@ -217,7 +217,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        sae::{Activation, formats::saelens, weights::tests::random_sae},
+        sae::{
+            Activation,
+            formats::saelens::{self, About},
+            weights::tests::random_sae,
+        },
         shard::reader::tests::write_run,
         slurm::SlurmEnv,
         stage::{Kind, ResolvedConfig, StopFlag, atomic},
@@ -239,7 +243,7 @@ mod tests {
         });
         atomic::write_json(&capture.join("meta.json"), &meta).unwrap();
         let sae = random_sae(6, 12, Activation::TopK { k: 3 });
-        saelens::save(&training, &sae, serde_json::Map::new(), &[0.0; 12]).unwrap();
+        saelens::save(&training, &sae, About::default()).unwrap();
         let meta = json!({
             "schema": 1, "run_id": "sae", "capture_run_id": "cap", "hook": "h", "d_in": 6,
             "d_sae": 12, "steps": 1, "tokens": 8, "input_scale": 1.0, "config": {},

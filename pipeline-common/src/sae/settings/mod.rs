@@ -1,38 +1,49 @@
 //! The settings of stage 02 and what they mean for a run of a given size.
 
-use clap::{Args, ValueEnum};
+pub mod architecture;
+pub mod optimiser;
+pub mod sparsity;
+pub mod values;
 
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
+
+pub use self::architecture::Architecture;
+use self::{
+    optimiser::OptimiserArgs,
+    sparsity::SparsityArgs,
+    values::{Every, share},
+};
 use super::{
-    Activation,
-    schedule::{Decay, Schedule},
-    variant::{
-        Objective,
-        dense::Dense,
-        jumprelu::JumpRelu,
-        standard::Standard,
-        topk::{Aux, AuxForm, TopK},
-    },
+    Activation, parameters::Shape, schedule::Schedule, trainer::Optimiser, variant::Objective,
 };
 use crate::{
-    kernels::adam::AdamConfig,
+    shard::Stats,
     stage::{Failure, Result},
 };
 
-/// A published default for dead latents and learning rates refers to this width.
-const REFERENCE_WIDTH: f64 = 16_384.0;
 /// Tokens after which most projects call a latent dead.
 const DEAD_AFTER: u64 = 10_000_000;
 
-/// Architectures.
+/// What inputs are divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "lower")]
-pub enum Architecture {
-    /// The k largest activations of a row, with an auxiliary loss for dead latents.
-    TopK,
-    /// A trained threshold per latent and an L0 penalty.
-    JumpRelu,
-    /// ReLU with an L1 penalty.
-    Standard,
+pub enum InputNorm {
+    /// The root of the mean squared norm (Gemma Scope): rows have mean square norm 1.
+    Unit,
+    /// The mean norm over the root of the width (SAELens' `expected_average_only_in`).
+    Sqrt,
+    /// Nothing.
+    None,
+}
+
+impl InputNorm {
+    /// What rows with these statistics are multiplied by.
+    pub fn scale(self, stats: &Stats, width: usize) -> f32 {
+        (match self {
+            Self::Unit => 1.0 / stats.rms_norm(),
+            Self::Sqrt => (width as f64).sqrt() / stats.mean_norm(),
+            Self::None => 1.0,
+        }) as f32
+    }
 }
 
 /// What is trained, on what, for how long.
@@ -45,191 +56,149 @@ pub struct TrainArgs {
     /// Latents per input dimension: d_sae = multiplier x d_in
     #[arg(long, env, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub n_latents_multiplier: u32,
-    /// Active latents a row (topk)
-    #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    pub top_k: u32,
+    /// Number of latents, instead of N_LATENTS_MULTIPLIER
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
+    pub d_sae: Option<u32>,
     /// Passes over the training rows
     #[arg(long, env, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub epochs: u32,
-    /// Rows a step
+    /// Rows to train on, instead of EPOCHS
+    #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..))]
+    pub tokens: Option<u64>,
+    /// Rows a batch
     #[arg(long, env, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size_train: u32,
-    /// Learning rate [default: topk 2e-4/sqrt(d_sae/16384), jumprelu 7e-5, standard 1e-3]
-    #[arg(long, env, value_parser = positive)]
-    pub lr: Option<f64>,
-    /// What the learning rate does after the warm-up
-    #[arg(long, env, value_enum, default_value_t = Decay::Linear)]
-    pub lr_schedule: Decay,
-    /// Steps of learning-rate warm-up [default: 1000, at most a tenth of the steps]
-    #[arg(long, env)]
-    pub warmup: Option<u64>,
-    /// L1 coefficient (standard)
-    #[arg(long, env, default_value_t = 0.1, value_parser = not_negative)]
-    pub l1_lambda: f64,
-    /// L0 coefficient (jumprelu)
-    #[arg(long, env, default_value_t = 4e-4, value_parser = not_negative)]
-    pub l0_lambda: f64,
-    /// Steps over which the sparsity coefficient rises [default: 10000, at most a fifth of the steps]
-    #[arg(long, env)]
-    pub sparsity_warmup: Option<u64>,
-    /// Width of the straight-through window, in units of the scaled input (jumprelu)
-    #[arg(long, env, default_value_t = 0.001, value_parser = positive)]
-    pub bandwidth: f64,
-    /// First threshold, in units of the scaled input (jumprelu)
-    #[arg(long, env, default_value_t = 0.001, value_parser = not_negative)]
-    pub init_threshold: f64,
-    /// Weight of the auxiliary loss that revives dead latents (topk)
-    #[arg(long, env, default_value_t = 0.03125, value_parser = not_negative)]
-    pub aux_coefficient: f64,
-    /// Dead latents used a row by the auxiliary loss [default: d_in/2]
-    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
-    pub k_aux: Option<u32>,
+    #[command(flatten)]
+    pub(in crate::sae) optimiser: OptimiserArgs,
+    #[command(flatten)]
+    pub(in crate::sae) sparsity: SparsityArgs,
+    /// What inputs are divided by; it is folded into the saved weights
+    #[arg(long, env, value_enum, default_value_t = InputNorm::Unit)]
+    pub input_norm: InputNorm,
+    /// Subtract b_dec from inputs before they are encoded; not for transcoders
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    pub subtract_b_dec: bool,
     /// Tokens without firing after which a latent is dead [default: 10 million, at most a tenth of the training]
     #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..))]
     pub dead_after: Option<u64>,
     /// Share of documents held out to validate on
     #[arg(long, env, default_value_t = 0.01, value_parser = share)]
     pub validation: f64,
+    /// Steps between validations on held-out rows; 0 for one at the end
+    #[arg(long, env, default_value_t = 0)]
+    pub validate_every: u64,
     /// Decides all randomness
     #[arg(long, env, default_value_t = 0)]
     pub seed: u64,
     /// Steps between records of the training curve
     #[arg(long, env, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: u64,
-    /// Steps between checkpoints
-    #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub checkpoint_every: u64,
-}
-
-fn number(
-    text: &str,
-    ok: impl Fn(f64) -> bool,
-    expected: &str,
-) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(x) if x.is_finite() && ok(x) => Ok(x),
-        _ => Err(format!("expected {expected}")),
-    }
-}
-
-fn positive(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| x > 0.0, "a number above 0")
-}
-
-fn not_negative(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| x >= 0.0, "a number from 0 on")
-}
-
-fn share(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| (0.0..0.9).contains(&x), "a share from 0 to below 0.9")
+    /// Steps between checkpoints, or minutes as in 10m
+    #[arg(long, env, default_value_t = Every::Steps(1000))]
+    pub checkpoint_every: Every,
+    /// Checkpoints that are kept
+    #[arg(long, env, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_checkpoints: u32,
 }
 
 /// [`TrainArgs`] for inputs of a given width and number.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Width of the input.
-    pub d_in: usize,
-    /// Number of latents.
-    pub d_sae: usize,
-    /// Rows a step.
+    /// The tensors that are trained.
+    pub shape: Shape,
+    /// Rows a batch.
     pub batch: usize,
+    /// Batches a step.
+    pub accumulate: u32,
     /// Peak learning rate.
     pub lr: f64,
     /// Its course.
     pub schedule: Schedule,
-    /// Adam's constants.
-    pub adam: AdamConfig,
+    /// How gradients become updates.
+    pub optimiser: Optimiser,
     /// Tokens without firing after which a latent is dead.
     pub dead_after: u64,
-    /// Which pre-activations count.
+    /// Which pre-activations count, once trained.
     pub activation: Activation,
+    /// Whether b_dec is subtracted from inputs.
+    pub centred: bool,
+}
+
+impl Plan {
+    /// Rows a step.
+    pub fn step_rows(&self) -> u64 {
+        self.batch as u64 * u64::from(self.accumulate)
+    }
 }
 
 impl TrainArgs {
-    /// Resolves the defaults that depend on the data.
+    /// Resolves the defaults that depend on the data; `d_out` is the width of a transcoder's
+    /// target, which gets a path around the latents if `skip`.
     ///
     /// # Errors
     /// A usage failure for settings that do not fit the data.
-    pub fn plan(&self, d_in: usize, train_rows: usize) -> Result<Plan> {
-        let d_sae = d_in * self.n_latents_multiplier as usize;
-        let (batch, k) = (self.batch_size_train as usize, self.top_k as usize);
-        if self.sae_arch == Architecture::TopK && k > d_sae {
-            return Err(Failure::usage(format!("TOP_K is {k}, but there are {d_sae} latents"))
-                .hint("lower TOP_K, or raise N_LATENTS_MULTIPLIER"));
+    pub fn plan(
+        &self,
+        d_in: usize,
+        d_out: Option<usize>,
+        skip: bool,
+        train_rows: usize,
+    ) -> Result<Plan> {
+        let d_sae = self.d_sae.map_or(d_in * self.n_latents_multiplier as usize, |n| n as usize);
+        self.check_k(d_in, d_sae)?;
+        let architecture = self.sae_arch;
+        let tokens = self.tokens.unwrap_or_else(|| train_rows as u64 * u64::from(self.epochs));
+        let (batch, accumulate) = (self.batch_size_train as usize, self.optimiser.accumulate);
+        let steps = tokens / (batch as u64 * u64::from(accumulate));
+        if steps == 0 {
+            return Err(Failure::usage(format!(
+                "BATCH_SIZE_TRAIN is {batch} and ACCUMULATE {accumulate}, but there are only \
+                 {tokens} rows to train on"
+            ))
+            .hint("lower BATCH_SIZE_TRAIN, raise EPOCHS or TOKENS, or capture more documents"));
         }
-        if batch.saturating_mul(k.max(self.k_aux(d_in))) > u32::MAX as usize {
+        let warmup = self.sparsity.sparsity_warmup.unwrap_or((steps / 5).min(10_000));
+        Ok(Plan {
+            shape: architecture.shape(d_in, d_out.unwrap_or(d_in), d_sae, skip),
+            batch,
+            accumulate,
+            lr: self.optimiser.lr(architecture, d_sae),
+            schedule: self.optimiser.schedule(steps, warmup),
+            optimiser: self.optimiser.optimiser(architecture)?,
+            dead_after: self.dead_after.unwrap_or_else(|| DEAD_AFTER.min(tokens / 10).max(1)),
+            activation: architecture.activation(self.sparsity.top_k as usize),
+            centred: self.subtract_b_dec && d_out.is_none(),
+        })
+    }
+
+    fn check_k(&self, d_in: usize, d_sae: usize) -> Result<()> {
+        if !self.sae_arch.is_top_k() {
+            return Ok(());
+        }
+        let (batch, k) = (self.batch_size_train as usize, self.sparsity.largest_k(d_in));
+        if k > d_sae {
+            return Err(Failure::usage(format!(
+                "TOP_K (or K_START) is {k}, but there are {d_sae} latents"
+            ))
+            .hint("lower it, or raise N_LATENTS_MULTIPLIER"));
+        }
+        if batch.saturating_mul(k.max(self.sparsity.k_aux(d_in))) > u32::MAX as usize {
             return Err(Failure::usage(format!(
                 "BATCH_SIZE_TRAIN {batch} times TOP_K {k} or K_AUX is above {}",
                 u32::MAX
             ))
             .hint("lower BATCH_SIZE_TRAIN"));
         }
-        let tokens = train_rows as u64 * u64::from(self.epochs);
-        let steps = tokens / batch as u64;
-        if steps == 0 {
-            return Err(Failure::usage(format!(
-                "BATCH_SIZE_TRAIN is {batch}, but {} epochs of {train_rows} rows are only {tokens} rows",
-                self.epochs
-            ))
-            .hint("lower BATCH_SIZE_TRAIN, raise EPOCHS, or capture more documents"));
-        }
-        Ok(Plan {
-            d_in,
-            d_sae,
-            batch,
-            lr: self.lr.unwrap_or_else(|| self.default_lr(d_sae)),
-            schedule: Schedule {
-                steps,
-                warmup: self.warmup.unwrap_or((steps / 10).min(1000)).min(steps),
-                decay: self.lr_schedule,
-                sparsity_warmup: self.sparsity_warmup.unwrap_or((steps / 5).min(10_000)),
-            },
-            // The second moment alone where sparsity makes gradients erratic, as Gemma Scope.
-            adam: match self.sae_arch {
-                Architecture::JumpRelu => AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
-                _ => AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
-            },
-            dead_after: self.dead_after.unwrap_or_else(|| DEAD_AFTER.min(tokens / 10).max(1)),
-            activation: match self.sae_arch {
-                Architecture::TopK => Activation::TopK { k },
-                Architecture::JumpRelu => Activation::JumpRelu,
-                Architecture::Standard => Activation::Relu,
-            },
-        })
-    }
-
-    fn k_aux(&self, d_in: usize) -> usize {
-        self.k_aux.map_or(d_in / 2, |k| k as usize).max(1)
-    }
-
-    fn default_lr(&self, d_sae: usize) -> f64 {
-        match self.sae_arch {
-            Architecture::TopK => 2e-4 / (d_sae as f64 / REFERENCE_WIDTH).sqrt(),
-            Architecture::JumpRelu => 7e-5,
-            Architecture::Standard => 1e-3,
-        }
+        Ok(())
     }
 
     /// The loss to train with.
-    pub fn objective(&self, d_in: usize) -> Box<dyn Objective> {
-        match self.sae_arch {
-            Architecture::TopK => {
-                let aux = Aux {
-                    coefficient: self.aux_coefficient,
-                    k: self.k_aux(d_in),
-                    form: AuxForm::Normalised,
-                };
-                Box::new(TopK::new(self.top_k as usize, aux, false))
-            }
-            Architecture::JumpRelu => {
-                Box::new(Dense::new(JumpRelu { bandwidth: self.bandwidth as f32 }, self.l0_lambda))
-            }
-            Architecture::Standard => Box::new(Dense::new(Standard::default(), self.l1_lambda)),
-        }
-    }
-
-    /// Where thresholds begin, for the architecture that has them.
-    pub fn first_threshold(&self) -> Option<f32> {
-        (self.sae_arch == Architecture::JumpRelu).then_some(self.init_threshold as f32)
+    ///
+    /// # Errors
+    /// A usage failure for settings that contradict each other.
+    pub fn objective(&self, plan: &Plan) -> Result<Box<dyn Objective>> {
+        let widths = (plan.shape.d_in, plan.shape.d_sae);
+        self.sparsity.objective(self.sae_arch, widths, plan.schedule.steps)
     }
 }

@@ -1,50 +1,44 @@
-//! Stage 02: shards to a sparse autoencoder.
+//! What to train, on what, and where it goes.
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use clap::{Parser, builder::BoolishValueParser};
 use serde_json::{Map, json};
 
 use super::{
-    Parameters, Sae, SaeError,
-    checkpoint::Checkpoints,
-    evaluate::evaluate,
-    formats::saelens,
-    history::{History, Record},
-    init::{MEDIAN_ROWS, initialise},
-    settings::{Plan, TrainArgs},
-    trainer::{Rates, State, Trainer},
-    variant::Losses,
+    record::{Claim, SCHEMA, TrainingMeta},
+    session::{Intervals, Session},
 };
 use crate::{
     capture::{CaptureMeta, meta::HookRecord},
-    kernels::columns::row_variance,
     remote::{Reader, ReaderArgs, mirror::Mirror},
-    shard::{Order, ShardSet, format, reader::MANIFEST},
+    sae::{
+        Parameters,
+        checkpoint::Checkpoints,
+        formats::saelens::{self, About},
+        history::History,
+        init::{Start, initialise},
+        rows::{Rows, Side},
+        settings::{Plan, TrainArgs},
+        trainer::{State, Trainer},
+    },
+    shard::{ShardSet, format, reader::MANIFEST},
     slurm::Share,
     stage::{
-        CommonArgs, Context, Failure, Reporter, ResolvedConfig, Result, Stage, atomic,
+        CommonArgs, Context, Failure, Reporter, Result, Stage, atomic,
         lock::Lock,
-        meta,
         progress::{bytes, thousands},
         store::Pointer,
     },
 };
 
-/// Version of a training run's `meta.json`.
-const SCHEMA: u32 = 1;
-
 const EXAMPLES: &str = "\
 Examples:
   02_train_sae                                   train on the newest capture
   TOP_K=32 N_LATENTS_MULTIPLIER=8 02_train_sae   a wider, denser SAE
-  02_train_sae --sae-arch jumprelu --l0-lambda 5e-4
+  SAE_ARCH=jumprelu L0_LAMBDA=5e-4 02_train_sae
+  SAE_ARCH=matryoshka TOP_K=32 PREFIXES=0.125,0.5,1 02_train_sae
+  HOOK=mlp_in TARGET_HOOK=mlp_out SKIP=1 02_train_sae     a transcoder with a linear path
   RUN_ID=my-capture 02_train_sae --check         what it would cost
   sbatch slurm/submit_train_sae.sh               the same as a SLURM job";
 
@@ -66,67 +60,15 @@ pub struct TrainSae {
     /// Which of the capture's hooks to train on, where it has several
     #[arg(long, env, value_name = "NAME")]
     hook: Option<String>,
+    /// Train a transcoder: reconstruct this hook's rows from those of HOOK
+    #[arg(long, env, value_name = "NAME")]
+    target_hook: Option<String>,
+    /// Give the transcoder a linear path around its latents
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    skip: bool,
     #[command(flatten)]
     reader: ReaderArgs,
-}
-
-/// What a training run says about itself, in `meta.json`; written last.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TrainingMeta {
-    /// Version of this file.
-    pub schema: u32,
-    /// The run's name.
-    pub run_id: String,
-    /// The capture it was trained on.
-    pub capture_run_id: String,
-    /// Hugging Face module path of the hook.
-    pub hook: String,
-    /// Width of the input.
-    pub d_in: usize,
-    /// Number of latents.
-    pub d_sae: usize,
-    /// Steps made.
-    pub steps: u64,
-    /// Rows trained on.
-    pub tokens: u64,
-    /// Stored rows were multiplied by this in training; it is folded into the weights, and so is
-    /// the capture's ACTIVATION_SCALE.
-    pub input_scale: f32,
-    /// Figures on held-out rows, in units of the scaled input.
-    pub validation: super::history::Validation,
-    /// Every setting that decides the result, with its origin.
-    pub config: ResolvedConfig,
-}
-
-impl TrainingMeta {
-    /// Reads a run's file; `None` where there is none, that is, before the training is complete.
-    ///
-    /// # Errors
-    /// As [`meta::read`].
-    pub fn read(run_dir: &Path) -> Result<Option<Self>> {
-        meta::read(run_dir, SCHEMA, "a training run")
-    }
-
-    /// Reads the file of a run that must be complete.
-    ///
-    /// # Errors
-    /// An input failure if it is missing; as [`meta::read`].
-    pub fn read_complete(run_dir: &Path) -> Result<Self> {
-        Self::read(run_dir)?.ok_or_else(|| {
-            Failure::input(format!("training run `{}` is not complete", run_dir.display()))
-                .hint("run 02_train_sae again until it exits with 0, or set SAE_RUN_ID")
-        })
-    }
-}
-
-/// What a training run was begun with, in `config.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Claim {
-    capture_run_id: String,
-    /// blake3 of the capture's manifest, which has the digest of every row.
-    capture_manifest: String,
-    hook: String,
-    config: ResolvedConfig,
 }
 
 /// The opened input and where the output goes.
@@ -135,11 +77,9 @@ struct Job {
     /// blake3 of the capture's manifest.
     manifest: String,
     hook: HookRecord,
-    set: ShardSet,
-    train: Vec<Range<usize>>,
-    held_out: Vec<usize>,
+    target: Option<HookRecord>,
+    rows: Rows,
     plan: Plan,
-    scale: f32,
     run_id: String,
     run_dir: PathBuf,
     reader: Reader,
@@ -154,35 +94,35 @@ impl Stage for TrainSae {
 
     fn check(&self, context: &Context) -> Result<()> {
         let job = self.open(context)?;
-        let (plan, threads) = (&job.plan, context.threads);
-        let weights = 2 * plan.d_sae * plan.d_in * size_of::<f32>();
+        let (plan, shape, threads) = (&job.plan, job.plan.shape, context.threads);
+        let weights = shape.d_sae * (shape.d_in + shape.d_out) * size_of::<f32>();
+        let copies = if plan.optimiser.ema.is_some() { 13 } else { 11 };
         // Parameters, two moments, gradients, and at the end a copy and its transpose; one batch
         // of inputs, errors and sparse latents.
-        let memory = 11 * weights / 2 + 4 * plan.batch * plan.d_in * size_of::<f32>() + (48 << 20);
+        let memory =
+            copies * weights / 2 + 4 * plan.batch * shape.d_in * size_of::<f32>() + (48 << 20);
         let flop = 2.0
-            * plan.batch as f64
-            * plan.d_in as f64
-            * plan.d_sae as f64
-            * plan.schedule.steps as f64;
-        // Two checkpoints of parameters and moments, a third while it is written, the result.
-        let disk = 10 * weights;
+            * (plan.step_rows() * plan.schedule.steps) as f64
+            * (shape.d_in * shape.d_sae) as f64;
+        // Checkpoints of parameters and moments, one more while it is written, the result.
+        let disk = (3 * (self.train.keep_checkpoints as usize + 1) + 1) * weights;
+        let target = job.target.as_ref().map_or(String::new(), |hook| format!(" to {}", hook.name));
         context.print(&format!(
-            "run         {}\ncapture     {} ({} rows)\nhook        {} (d_in {})\nSAE         {}, d_sae {}\n\
+            "run         {}\ncapture     {} ({} rows)\nhook        {}{target} (d_in {})\nSAE         {:?}, d_sae {}\n\
              steps       {} of {} rows, {} held out\nmemory      {}\ndisk        {}\n\
-             arithmetic  {:.3e} FLOP in encoder products alone, on {threads} threads\n",
+             arithmetic  {flop:.3e} FLOP in encoder products alone, on {threads} threads\n",
             job.run_id,
             job.capture.run_id,
-            thousands(job.set.rows() as u64),
+            thousands(job.rows.input.set.rows() as u64),
             job.hook.name,
-            plan.d_in,
-            plan.activation,
-            plan.d_sae,
+            shape.d_in,
+            self.train.sae_arch,
+            shape.d_sae,
             thousands(plan.schedule.steps),
-            thousands(plan.batch as u64),
-            thousands(job.held_out.len() as u64),
+            thousands(plan.step_rows()),
+            thousands(job.rows.held_out.len() as u64),
             bytes(memory as u64),
             bytes(disk as u64),
-            flop,
         ));
         Ok(())
     }
@@ -198,7 +138,7 @@ impl Stage for TrainSae {
         fs_err::create_dir_all(&job.run_dir)?;
         let _lock =
             Lock::take(&job.run_dir.join("train.lock"), &format!("training run `{}`", job.run_id))?;
-        self.claim(context, &job)?;
+        job.claim(context).agree(context, &job.run_dir, &job.run_id)?;
         if done.is_some() {
             tracing::info!("training run `{}` is complete already", job.run_id);
             return job.publish(mirror.as_mut());
@@ -209,7 +149,7 @@ impl Stage for TrainSae {
             let mut session = self.session(context, &job)?;
             session.mirror = mirror;
             session.train(context, &reporter)?;
-            self.finish(context, session)
+            self.finish(context, session, &job)
         })
     }
 }
@@ -228,14 +168,24 @@ impl TrainSae {
         let capture = CaptureMeta::read_complete(&capture_dir)?;
         let hook = capture.hook(self.hook.as_deref())?.clone();
         let capture_dir = reader.stage(context, &capture_id, &capture_dir, &hook.name)?;
-        let set = ShardSet::open(&capture_dir, &hook.name)?;
-        let (train, held_out) = split(&set, self.train.validation)?;
-        let train_rows = train.iter().map(ExactSizeIterator::len).sum();
-        let plan = self.train.plan(set.d_in(), train_rows)?;
-        let rms = set.stats().rms_norm();
-        if rms <= 0.0 {
-            return Err(Failure::input(format!("every row of hook `{}` is zero", hook.name)));
+        let target =
+            self.target_hook.as_deref().map(|name| capture.hook(Some(name))).transpose()?;
+        let target = target.cloned();
+        let input = self.side(&capture_dir, &hook)?;
+        let target_side = match &target {
+            Some(hook) => {
+                let dir = reader.stage(context, &capture_id, &capture_dir, &hook.name)?;
+                Some(self.side(&dir, hook)?)
+            }
+            None => None,
+        };
+        let rows = Rows::new(input, target_side, self.train.validation)?;
+        let d_out = rows.target.as_ref().map(|side| side.set.d_in());
+        if self.skip && d_out.is_none() {
+            return Err(Failure::usage("SKIP is set, but TARGET_HOOK is not")
+                .hint("a linear path around the latents would make an autoencoder trivial"));
         }
+        let plan = self.train.plan(rows.input.set.d_in(), d_out, self.skip, rows.training())?;
         let manifest = format::digest(&capture_dir.join(MANIFEST)).map_err(Failure::from)?.0;
         let run_id = self.sae_run_id.clone().unwrap_or_else(|| {
             let settings = context.config.scientific();
@@ -243,133 +193,102 @@ impl TrainSae {
             format!("sae-{}-{}", hook.directory, &blake3::hash(values.as_bytes()).to_hex()[..8])
         });
         let run_dir = reader.store().run_dir(&run_id, Pointer::Training)?;
-        let scale = (1.0 / rms) as f32;
-        Ok(Job {
-            capture,
-            manifest,
-            hook,
-            set,
-            train,
-            held_out,
-            plan,
-            scale,
-            run_id,
-            run_dir,
-            reader,
-        })
+        Ok(Job { capture, manifest, hook, target, rows, plan, run_id, run_dir, reader })
     }
 
-    /// Records input and settings at the first start and compares them at every later one:
-    /// without RUN_ID a newer capture may have taken the place of the first.
-    fn claim(&self, context: &Context, job: &Job) -> Result<()> {
-        let path = job.run_dir.join("config.json");
-        let claim = Claim {
-            capture_run_id: job.capture.run_id.clone(),
-            capture_manifest: job.manifest.clone(),
-            hook: job.hook.name.clone(),
-            config: context.config.scientific(),
-        };
-        let stored: Claim = match fs_err::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(atomic::write_json(&path, &claim)?);
-            }
-            other => serde_json::from_slice(&other?)
-                .map_err(|e| SaeError::Format { path, reason: e.to_string() })?,
-        };
-        if (&stored.capture_run_id, &stored.hook) != (&claim.capture_run_id, &claim.hook) {
-            let what = format!(
-                "training run `{}` was begun on hook {} of capture `{}`, now it is hook {} of `{}`",
-                job.run_id, stored.hook, stored.capture_run_id, claim.hook, claim.capture_run_id
-            );
-            return Err(Failure::usage(what).hint(format!(
-                "set RUN_ID={}, or give SAE_RUN_ID a new name",
-                stored.capture_run_id
-            )));
+    fn side(&self, capture_dir: &std::path::Path, hook: &HookRecord) -> Result<Side> {
+        let set = ShardSet::open(capture_dir, &hook.name)?;
+        if set.stats().rms_norm() <= 0.0 {
+            return Err(Failure::input(format!("every row of hook `{}` is zero", hook.name)));
         }
-        if stored.capture_manifest != claim.capture_manifest {
-            let what = format!(
-                "training run `{}` was begun on other rows: capture `{}` was made anew since",
-                job.run_id, stored.capture_run_id
-            );
-            return Err(Failure::usage(what).hint("give SAE_RUN_ID a new name"));
-        }
-        context.config.must_match(&stored.config, &job.run_id, "SAE_RUN_ID")
+        let scale = self.train.input_norm.scale(set.stats(), set.d_in());
+        Ok(Side { set, scale })
     }
 
     fn session<'a>(&self, context: &Context, job: &'a Job) -> Result<Session<'a>> {
-        let plan = &job.plan;
-        let mut order = Order::new(self.train.seed, &job.train, plan.d_in * 2);
-        let checkpoints = Checkpoints::new(&job.run_dir);
-        let threshold = self.train.first_threshold();
-        let shape = Parameters::zeros(plan.d_in, plan.d_sae, threshold.is_some());
-        let state = match checkpoints.load(&shape, plan.dead_after)? {
+        let (plan, train) = (&job.plan, &self.train);
+        let keep = train.keep_checkpoints as usize;
+        let checkpoints = Checkpoints::new(&job.run_dir, keep);
+        let ema = plan.optimiser.ema.is_some();
+        let blank = State::new(Parameters::zeros(plan.shape), plan.dead_after, ema);
+        let state = match checkpoints.load(blank)? {
             Some(state) => {
                 tracing::info!("going on at step {} of {}", state.step, plan.schedule.steps);
                 state
             }
-            None => {
-                let sample = job.sample(&mut order);
-                State::new(
-                    initialise(&sample, plan.d_in, plan.d_sae, self.train.seed, threshold),
-                    plan.dead_after,
-                )
-            }
+            None => State::new(self.first_parameters(job), plan.dead_after, ema),
         };
         let history = History::open(&job.run_dir, state.step)?;
-        let objective = self.train.objective(plan.d_in);
-        let trainer = Trainer::new(state, objective, plan.adam, context.threads);
-        let every = (self.train.log_every, self.train.checkpoint_every);
+        let (objective, optimiser) = (train.objective(plan)?, plan.optimiser.clone());
+        let trainer = Trainer::new(state, objective, optimiser, plan.centred, context.threads);
         Ok(Session {
-            job,
-            order,
+            plan,
+            rows: &job.rows,
+            seed: train.seed,
+            every: Intervals {
+                log: train.log_every,
+                validate: (train.validate_every > 0).then_some(train.validate_every),
+                checkpoint: train.checkpoint_every,
+            },
             checkpoints,
             history,
             trainer,
-            every,
-            seconds: 0.0,
-            steps: 0,
             mirror: None,
+            threads: context.threads,
+            spent: Duration::ZERO,
+            steps: 0,
         })
     }
 
-    fn finish(&self, context: &Context, mut session: Session<'_>) -> Result<()> {
-        let (job, plan) = (session.job, &session.job.plan);
-        session.save()?;
-        let sae = Sae::new(session.trainer.state.params.clone(), plan.activation);
-        let rows = job.evaluation_rows(&mut session.order);
-        let evaluation = evaluate(&sae, &job.set, &rows, job.scale, context.threads);
+    fn first_parameters(&self, job: &Job) -> Parameters {
+        let mut sample = vec![];
+        job.rows.output().gather(&job.rows.sample(self.train.seed), &mut sample);
+        let tied = job.target.is_none();
+        let threshold = self.train.sparsity.init_threshold as f32;
+        initialise(job.plan.shape, &sample, self.train.seed, Start { tied, threshold })
+    }
+
+    fn finish(&self, context: &Context, mut session: Session<'_>, job: &Job) -> Result<()> {
+        let plan = &job.plan;
+        let evaluation = session.evaluate();
+        session.trainer.validated(evaluation.figures.fvu);
         if let Some(last) = session.history.records.last_mut() {
             last.validation = Some(evaluation.figures);
         }
-        session.history.write()?;
-        let frequency: Vec<f64> =
-            evaluation.fired.iter().map(|n| *n as f64 / rows.len() as f64).collect();
+        session.save()?;
         // Rows are stored times ACTIVATION_SCALE; the SAE is for the model's own activations.
-        let sae = sae.folded(job.scale * job.capture.activation_scale);
-        saelens::save(&job.run_dir, &sae, job.metadata(), &frequency)?;
+        let stored = job.capture.activation_scale;
+        let scale = job.rows.input.scale;
+        let sae = session.sae().folded(scale * stored, job.rows.output().scale * stored);
+        let about = About {
+            metadata: job.metadata(),
+            target: job.target.as_ref().map(|hook| hook.transformer_lens.clone()),
+            frequency: evaluation.frequency(),
+        };
+        saelens::save(&job.run_dir, &sae, about)?;
+        let seconds = session.spent.as_secs_f64();
+        let rate = (session.steps * plan.step_rows()) as f64 / seconds.max(1e-9);
         atomic::write_json(
             &job.run_dir.join("timing.json"),
-            &json!({
-                "steps": session.steps, "seconds": session.seconds,
-                "tokens_per_second": (session.steps as usize * plan.batch) as f64 / session.seconds.max(1e-9),
-            }),
+            &json!({ "steps": session.steps, "seconds": seconds, "tokens_per_second": rate }),
         )?;
         let meta = TrainingMeta {
             schema: SCHEMA,
             run_id: job.run_id.clone(),
             capture_run_id: job.capture.run_id.clone(),
             hook: job.hook.name.clone(),
-            d_in: plan.d_in,
-            d_sae: plan.d_sae,
+            target_hook: job.target.as_ref().map(|hook| hook.name.clone()),
+            d_in: plan.shape.d_in,
+            d_sae: plan.shape.d_sae,
             steps: plan.schedule.steps,
-            tokens: plan.schedule.steps * plan.batch as u64,
-            input_scale: job.scale,
+            tokens: plan.schedule.steps * plan.step_rows(),
+            input_scale: scale,
             validation: evaluation.figures,
             config: context.config.scientific(),
         };
         atomic::write_json(&job.run_dir.join("meta.json"), &meta)?;
         job.publish(session.mirror.as_mut())?;
-        let (figures, dead) = (evaluation.figures, session.trainer.state.firing.dead_fraction());
+        let (figures, dead) = (evaluation.figures, session.trainer.state().firing.dead_fraction());
         tracing::info!(
             "trained `{}`: FVU {:.4}, L0 {:.1}, {:.1} % dead, in {}",
             job.run_id,
@@ -392,31 +311,14 @@ impl Job {
         self.reader.store().publish(Pointer::Training, &self.run_id)
     }
 
-    /// The first rows of the first epoch, for the geometric median.
-    fn sample(&self, order: &mut Order) -> Vec<f32> {
-        let mut rows = vec![];
-        order.batch(0, order.rows().min(MEDIAN_ROWS), &mut rows);
-        let mut sample = vec![];
-        self.gather(&rows, &mut sample);
-        sample
-    }
-
-    /// Scaled rows, `[rows.len(), d_in]`.
-    fn gather(&self, rows: &[usize], out: &mut Vec<f32>) {
-        let d_in = self.set.d_in();
-        out.resize(rows.len() * d_in, 0.0);
-        let chunks = out.par_chunks_mut(d_in).zip(rows);
-        chunks.for_each(|(out, row)| self.set.read_row(*row, self.scale, out));
-    }
-
-    /// The held-out rows, or a sample of the training rows where nothing is held out.
-    fn evaluation_rows(&self, order: &mut Order) -> Vec<usize> {
-        if !self.held_out.is_empty() {
-            return self.held_out.clone();
+    fn claim(&self, context: &Context) -> Claim {
+        Claim {
+            capture_run_id: self.capture.run_id.clone(),
+            capture_manifest: self.manifest.clone(),
+            hook: self.hook.name.clone(),
+            target_hook: self.target.as_ref().map(|hook| hook.name.clone()),
+            config: context.config.scientific(),
         }
-        let mut rows = vec![];
-        order.batch(0, order.rows().min(MEDIAN_ROWS), &mut rows);
-        rows
     }
 
     /// What SAELens and its users look for in `cfg.json`.
@@ -435,118 +337,4 @@ impl Job {
         });
         value.as_object().cloned().unwrap_or_default()
     }
-}
-
-/// A training under way.
-struct Session<'a> {
-    job: &'a Job,
-    order: Order,
-    checkpoints: Checkpoints,
-    history: History,
-    trainer: Trainer,
-    /// Steps between records, and between checkpoints.
-    every: (u64, u64),
-    seconds: f64,
-    steps: u64,
-    mirror: Option<Mirror>,
-}
-
-impl Session<'_> {
-    fn train(&mut self, context: &Context, reporter: &Reporter) -> Result<()> {
-        let plan = &self.job.plan;
-        let progress = context.progress("training", plan.schedule.steps, "steps");
-        let mut progress = progress.reported_by(reporter);
-        let step = self.trainer.state.step;
-        progress.resume_at(step, step * plan.batch as u64);
-        let began = Instant::now();
-        let (mut rows, mut batch, mut note) = (vec![], vec![], String::new());
-        while self.trainer.state.step < plan.schedule.steps {
-            let step = self.trainer.state.step;
-            self.order.batch(step * plan.batch as u64, plan.batch, &mut rows);
-            self.job.gather(&rows, &mut batch);
-            let record = step.is_multiple_of(self.every.0) || step + 1 == plan.schedule.steps;
-            let variance = record.then(|| row_variance(&batch, plan.d_in));
-            let rates = Rates {
-                lr: plan.lr * plan.schedule.lr(step),
-                sparsity: plan.schedule.sparsity(step),
-            };
-            let losses = self.trainer.step(&mut batch, rates)?;
-            if let Some(variance) = variance {
-                let made = self.record(&losses, variance, rates.lr);
-                note = format!("loss {:.4} FVU {:.4} L0 {:.1}", made.loss, made.fvu, made.l0);
-                self.history.records.push(made);
-            }
-            self.steps += 1;
-            self.seconds = began.elapsed().as_secs_f64();
-            progress.advance(1, plan.batch as u64, &note);
-            let stopping = context.stop.requested();
-            if stopping || self.trainer.state.step.is_multiple_of(self.every.1) {
-                self.save()?;
-            }
-            if stopping {
-                let saved = format!(
-                    "checkpoint at step {} of {}",
-                    self.trainer.state.step, plan.schedule.steps
-                );
-                context.leave_if_asked(&saved)?;
-            }
-        }
-        progress.finish(&note);
-        Ok(())
-    }
-
-    /// The curve first: a resume cuts it back to the checkpoint's step.
-    fn save(&mut self) -> Result<()> {
-        self.history.write()?;
-        self.checkpoints.save(&self.trainer.state)?;
-        Ok(self.mirror.as_mut().map_or(Ok(()), Mirror::push)?)
-    }
-
-    fn record(&self, losses: &Losses, variance: f64, lr: f64) -> Record {
-        let state = &self.trainer.state;
-        let fvu = losses.mse / variance.max(f64::MIN_POSITIVE);
-        Record {
-            step: state.step,
-            tokens: state.step * self.job.plan.batch as u64,
-            loss: losses.total,
-            mse: losses.mse,
-            fvu,
-            explained_variance: 1.0 - fvu,
-            l0: losses.l0,
-            l1: losses.l1,
-            sparsity: losses.sparsity,
-            aux: losses.aux,
-            lr,
-            dead_fraction: state.firing.dead_fraction(),
-            validation: None,
-        }
-    }
-}
-
-/// Splits each shard by document: the last documents are held out, so that training rows stay
-/// contiguous. Returns ranges to train on and rows to validate on.
-fn split(set: &ShardSet, share: f64) -> Result<(Vec<Range<usize>>, Vec<usize>)> {
-    let (mut train, mut held_out) = (vec![], vec![]);
-    for shard in 0..set.shards() {
-        let (first, end) = (set.first_row(shard), set.first_row(shard + 1));
-        let cut = if share > 0.0 { first + first_held_out(set, shard, share)? } else { end };
-        train.push(first..cut);
-        held_out.extend(cut..end);
-    }
-    Ok((train, held_out))
-}
-
-/// The row of a shard at which its last `share` of documents begins.
-fn first_held_out(set: &ShardSet, shard: usize, share: f64) -> Result<usize> {
-    let tokens = set.tokens(shard)?;
-    let mut starts: Vec<usize> = vec![];
-    let mut last = None;
-    for sentence in 0..tokens.sentences() {
-        let document = tokens.document(sentence);
-        if last.replace(document) != Some(document) {
-            starts.push(tokens.sentence_rows(sentence).start);
-        }
-    }
-    let keep = starts.len() - ((starts.len() as f64 * share).round() as usize).min(starts.len());
-    Ok(starts.get(keep).copied().unwrap_or(tokens.rows()))
 }

@@ -1,149 +1,344 @@
-//! Objectives whose activations are not sparse from the start: products over all latents, in
-//! blocks of rows so that no `[batch, d_sae]` array exists.
+//! Objectives whose activations are a function of each pre-activation alone.
+//!
+//! Products are made in blocks of rows, so that no `[batch, d_sae]` array exists. A block with many
+//! active latents takes dense products throughout; one with few keeps only the latents that have
+//! a gradient, and costs little more than the encoder's product. Which way a block goes depends on
+//! its own numbers, so that a resumed training goes the same ways.
 
 use rayon::prelude::*;
 
-use super::{Batch, Firing, Losses, Objective, add_b_dec_gradient, squared_error};
+use super::{
+    Batch, Firing, Losses, Objective, add_output_gradients,
+    penalty::{LatentSums, Sums, add_norm_gradient},
+    squared_error, without_latents,
+};
 use crate::{
-    kernels::product::{Matrix, Write, product},
-    sae::Parameters,
+    kernels::{
+        product::{Matrix, Write, product},
+        sparse::{OutputGrads, SparseRows, decode_add, entry_gradients},
+        vector::{axpy, simd},
+    },
+    sae::{Parameters, encode::Encoder},
 };
 
-/// Elements of one block buffer: 16 MiB each of three.
-const BLOCK_ELEMENTS: usize = 4 << 20;
+/// A block is sparse where at most one in so many of its entries has a gradient: the sparse loops
+/// reach about an eighth of a product's rate.
+const SPARSE: usize = 10;
+/// Latents that one task sums over the rows of a block.
+const COLUMNS: usize = 256;
 
-/// An elementwise activation with a sparsity penalty.
-pub trait Elementwise: Send + Sync {
-    /// The activation of latent `l` at pre-activation `a`.
-    fn activate(&self, params: &Parameters, l: usize, a: f32) -> f32;
-
-    /// The penalty of one entry (before the mean over the batch) for pre-activation `a` and
-    /// activation `f`.
-    fn penalty(&self, l: usize, a: f32, f: f32) -> f32;
-
-    /// Given the reconstruction's gradient `g` with respect to `f`: the gradients with respect to
-    /// the pre-activation and to the latent's threshold. `per_row` is λ / rows.
-    fn backward(&self, params: &Parameters, entry: Entry, per_row: f32) -> (f32, f32);
-
-    /// Called once a step, before anything else.
-    fn prepare(&mut self, _params: &Parameters) {}
-
-    /// Adds the penalty's own gradient with respect to the decoder, given each latent's sum of
-    /// activations over the batch.
-    fn add_decoder_gradient(
-        &self,
-        _params: &Parameters,
-        _sums: &[f32],
-        _per_row: f32,
-        _grads: &mut Parameters,
-    ) {
-    }
-}
-
-/// One latent on one row.
+/// One latent on one row. There are `C` reconstructions, each with activations of its own.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct Entry<const C: usize> {
     /// The latent.
     pub latent: usize,
-    /// Its pre-activation.
+    /// Its pre-activation, without the bias.
     pub a: f32,
-    /// Its activation.
-    pub f: f32,
-    /// The reconstruction's gradient with respect to `f`.
-    pub g: f32,
+    /// Its activations.
+    pub f: [f32; C],
+    /// The gradients of the squared errors with respect to them.
+    pub g: [f32; C],
+}
+
+/// The gradients of one entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EntryGrad {
+    /// With respect to the pre-activation.
+    pub pre: f32,
+    /// With respect to the latent's own numbers: b_enc, threshold, r_mag, b_mag.
+    pub own: [f32; 4],
+}
+
+/// An activation with a sparsity penalty, entry by entry. The first of its `C` reconstructions is
+/// the SAE's own, the others' errors are auxiliary losses.
+pub trait Elementwise<const C: usize>: Send + Sync {
+    /// Called once a step, before anything else.
+    fn prepare(&mut self, _params: &Parameters, _step: u64) {}
+
+    /// The activations of latent `l` at pre-activation `a`, without the bias.
+    fn activate(&self, params: &Parameters, l: usize, a: f32) -> [f32; C];
+
+    /// Whether the threshold has a gradient at pre-activation `a`.
+    fn concerns(&self, _params: &Parameters, _l: usize, _a: f32) -> bool {
+        false
+    }
+
+    /// The entry's gradients, the penalty's included; `per_row` is λ / rows.
+    fn backward(&self, params: &Parameters, entry: Entry<C>, per_row: f32) -> EntryGrad;
+
+    /// The penalty of an active entry, before the mean over the batch and without λ; and its
+    /// derivative with respect to the latent's decoder norm.
+    fn penalty(&self, params: &Parameters, l: usize, f: [f32; C]) -> (f32, f32);
+
+    /// Whether the decoder and b_dec take part in reconstruction `c` as constants.
+    fn is_detached(&self, c: usize) -> bool {
+        c > 0
+    }
+
+    /// The penalty of the batch with its coefficient, and what it adds to the gradients beyond
+    /// those of entries.
+    fn finish(
+        &mut self,
+        params: &Parameters,
+        sums: &Sums,
+        lambda: f64,
+        grads: &mut Parameters,
+    ) -> f64 {
+        add_norm_gradient(params, sums, lambda / sums.rows as f64, grads);
+        lambda * sums.mean(|latent| latent.penalty)
+    }
+
+    /// As [`Objective::memory`].
+    fn memory(&self) -> Vec<f64> {
+        vec![]
+    }
+
+    /// As [`Objective::recall`].
+    fn recall(&mut self, _memory: &[f64]) {}
 }
 
 /// The objective of an [`Elementwise`] activation.
 #[derive(Debug)]
-pub struct Dense<E> {
+pub struct Dense<E, const C: usize> {
     activation: E,
     coefficient: f64,
+    /// [`SPARSE`], but for tests.
+    pub(super) one_in: usize,
+    /// Pre-activations of a block, `[rows, d_sae]`.
     pre: Vec<f32>,
-    acts: Vec<f32>,
-    grad: Vec<f32>,
-    output_grad: Vec<f32>,
+    /// Activations of a dense block, then their gradients.
+    acts: [Vec<f32>; C],
+    grads: [Vec<f32>; C],
+    /// Errors of all rows, then the outputs' gradients, `[rows, d_out]`.
+    outputs: [Vec<f32>; C],
+    sparse: Sparse<C>,
 }
 
-/// Sums over the batch for each latent.
-struct Sums {
-    acts: Vec<f32>,
-    fired: Vec<u32>,
-    penalty: Vec<f64>,
+/// The entries of all sparse blocks.
+#[derive(Debug)]
+struct Sparse<const C: usize> {
+    /// The same latents for each reconstruction; rows of dense blocks are empty.
+    rows: [SparseRows; C],
+    /// Pre-activations without bias.
+    a: Vec<f32>,
+    grads: [Vec<f32>; C],
 }
 
-impl<E: Elementwise> Dense<E> {
+/// Entries of one row: latents, pre-activations, activations.
+type Found<const C: usize> = (Vec<u32>, Vec<f32>, [Vec<f32>; C]);
+
+impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
     /// `coefficient` is λ, the weight of the penalty.
     pub fn new(activation: E, coefficient: f64) -> Self {
+        let empty = || std::array::from_fn(|_| vec![]);
+        let rows = std::array::from_fn(|_| SparseRows::default());
         Self {
             activation,
             coefficient,
+            one_in: SPARSE,
             pre: vec![],
-            acts: vec![],
-            grad: vec![],
-            output_grad: vec![],
+            acts: empty(),
+            grads: empty(),
+            outputs: empty(),
+            sparse: Sparse { rows, a: vec![], grads: empty() },
         }
     }
 
-    /// Pre-activations and activations of a block of rows.
-    fn encode(&mut self, params: &Parameters, input: &[f32], threads: usize) {
-        let (d_in, d_sae) = (params.d_in, params.d_sae);
-        let rows = input.len() / d_in;
-        self.pre.resize(rows * d_sae, 0.0);
-        self.acts.resize(rows * d_sae, 0.0);
-        let weights = Matrix::new(&params.w_enc, d_sae, d_in).t();
-        product(Matrix::new(input, rows, d_in), weights, &mut self.pre, Write::Replace, threads);
-        let activation = &self.activation;
-        self.pre.par_chunks_mut(d_sae).zip(self.acts.par_chunks_mut(d_sae)).for_each(
-            |(pre, acts)| {
-                for (l, (a, f)) in pre.iter_mut().zip(acts).enumerate() {
-                    *a += params.b_enc[l];
-                    *f = activation.activate(params, l, *a);
-                }
-            },
-        );
+    /// One block of rows, from `first` on, whose pre-activations are in `self.pre`: its errors and
+    /// the gradients of the outputs, and of a dense block those of all parameters. Returns the
+    /// squared errors' shares.
+    fn block(
+        &mut self,
+        params: &Parameters,
+        batch: &Batch<'_>,
+        first: usize,
+        (sums, grads, per_row): (&mut Sums, &mut Parameters, f32),
+    ) -> [f64; C] {
+        let (d_in, d_out, d_sae) = (params.d_in, params.d_out, params.d_sae);
+        let rows = self.pre.len() / d_sae;
+        let share = rows as f64 / sums.rows as f64;
+        let output = first * d_out..(first + rows) * d_out;
+        if self.is_sparse(params) {
+            let kept = self.keep_entries(params);
+            return std::array::from_fn(|c| {
+                let output = &mut self.outputs[c][output.clone()];
+                decode_add(&kept[c], 0..d_sae, &params.w_dec, d_out, output);
+                share * squared_error(output, d_out, share)
+            });
+        }
+        self.sparse.push_empty(rows);
+        self.activate(params);
+        let decoder = Matrix::new(&params.w_dec, d_sae, d_out);
+        let errors = std::array::from_fn(|c| {
+            let acts = Matrix::new(&self.acts[c], rows, d_sae);
+            let output = &mut self.outputs[c][output.clone()];
+            product(acts, decoder, output, Write::Add, batch.threads);
+            let squared = share * squared_error(output, d_out, share);
+            let output = Matrix::new(output, rows, d_out);
+            self.grads[c].resize(rows * d_sae, 0.0);
+            product(output, decoder.t(), &mut self.grads[c], Write::Replace, batch.threads);
+            if !self.activation.is_detached(c) {
+                product(acts.t(), output, &mut grads.w_dec, Write::Add, batch.threads);
+            }
+            squared
+        });
+        self.dense_backward(params, per_row, &mut sums.latents);
+        let pre_grad = Matrix::new(&self.pre, rows, d_sae);
+        let input = Matrix::new(&batch.input[first * d_in..][..rows * d_in], rows, d_in);
+        product(pre_grad.t(), input, &mut grads.w_enc, Write::Add, batch.threads);
+        errors
     }
 
-    /// Column sums of the block, each latent by one task and rows in order.
-    fn count(&self, d_sae: usize, sums: &mut Sums) {
-        let (pre, acts, activation) = (&self.pre, &self.acts, &self.activation);
-        const COLUMNS: usize = 256;
-        let columns = sums.acts.par_chunks_mut(COLUMNS).zip(sums.fired.par_chunks_mut(COLUMNS));
-        columns.zip(sums.penalty.par_chunks_mut(COLUMNS)).enumerate().for_each(
-            |(n, ((sum, fired), penalty))| {
-                let first = n * COLUMNS;
-                for (pre, acts) in pre.chunks_exact(d_sae).zip(acts.chunks_exact(d_sae)) {
-                    for c in 0..sum.len() {
-                        let (a, f) = (pre[first + c], acts[first + c]);
-                        sum[c] += f;
-                        fired[c] += u32::from(f > 0.0);
-                        penalty[c] += f64::from(activation.penalty(first + c, a, f));
-                    }
-                }
-            },
-        );
+    fn has_gradient(&self, params: &Parameters, l: usize, a: f32) -> bool {
+        self.activation.activate(params, l, a).iter().any(|f| *f != 0.0)
+            || self.activation.concerns(params, l, a)
     }
 
-    /// Turns `self.grad` from the gradient of `f` into that of the pre-activations, and adds the
-    /// thresholds' and biases' gradients.
-    fn backward(&mut self, params: &Parameters, per_row: f32, grads: &mut Parameters) {
+    fn is_sparse(&self, params: &Parameters) -> bool {
+        let of_row = |row: &[f32]| {
+            let entries = row.iter().enumerate();
+            entries.filter(|(l, a)| self.has_gradient(params, *l, **a)).count()
+        };
+        let entries: usize = self.pre.par_chunks(params.d_sae).map(of_row).sum();
+        entries.saturating_mul(self.one_in) <= self.pre.len()
+    }
+
+    /// Keeps the entries of a sparse block; returns those of this block.
+    fn keep_entries(&mut self, params: &Parameters) -> [SparseRows; C] {
+        let of_row = |row: &[f32]| {
+            let mut found: Found<C> = (vec![], vec![], std::array::from_fn(|_| vec![]));
+            for (l, a) in row.iter().enumerate() {
+                if self.has_gradient(params, l, *a) {
+                    found.0.push(l as u32);
+                    found.1.push(*a);
+                    let acts = self.activation.activate(params, l, *a);
+                    found.2.iter_mut().zip(acts).for_each(|(all, f)| all.push(f));
+                }
+            }
+            found
+        };
+        let found: Vec<_> = self.pre.par_chunks(params.d_sae).map(of_row).collect();
+        let mut block: [SparseRows; C] = std::array::from_fn(|_| SparseRows::default());
+        block.iter_mut().for_each(SparseRows::clear);
+        for (index, a, acts) in &found {
+            self.sparse.a.extend_from_slice(a);
+            for (c, acts) in acts.iter().enumerate() {
+                self.sparse.rows[c].push(index, acts);
+                block[c].push(index, acts);
+            }
+        }
+        block
+    }
+
+    fn activate(&mut self, params: &Parameters) {
+        let (activation, d_sae, pre) = (&self.activation, params.d_sae, &self.pre);
+        for (c, acts) in self.acts.iter_mut().enumerate() {
+            acts.resize(pre.len(), 0.0);
+            acts.par_chunks_mut(d_sae).zip(pre.par_chunks(d_sae)).for_each(|(acts, pre)| {
+                for (l, (f, a)) in acts.iter_mut().zip(pre).enumerate() {
+                    *f = activation.activate(params, l, *a)[c];
+                }
+            });
+        }
+    }
+
+    /// Turns `self.pre` into the pre-activations' gradients, and sums over the rows of the block,
+    /// each latent by one task and rows in order.
+    fn dense_backward(&mut self, params: &Parameters, per_row: f32, sums: &mut [LatentSums]) {
         let d_sae = params.d_sae;
-        let activation = &self.activation;
-        let rows = self.grad.par_chunks_mut(d_sae).zip(self.pre.par_chunks_mut(d_sae));
-        rows.zip(self.acts.par_chunks(d_sae)).for_each(|((grad, pre), acts)| {
-            for latent in 0..d_sae {
-                let entry = Entry { latent, a: pre[latent], f: acts[latent], g: grad[latent] };
-                // A pre-activation is not needed after this: its place takes θ's gradient.
-                (grad[latent], pre[latent]) = activation.backward(params, entry, per_row);
+        let (activation, acts, grads) = (&self.activation, &self.acts, &self.grads);
+        let columns = columns_mut(&mut self.pre, d_sae).into_par_iter();
+        columns.zip(sums.par_chunks_mut(COLUMNS)).enumerate().for_each(|(n, (columns, sums))| {
+            for (row, pre) in columns.into_iter().enumerate() {
+                for (i, (a, sums)) in pre.iter_mut().zip(sums.iter_mut()).enumerate() {
+                    let latent = n * COLUMNS + i;
+                    let at = row * d_sae + latent;
+                    let f = std::array::from_fn(|c| acts[c][at]);
+                    let g = std::array::from_fn(|c| grads[c][at]);
+                    *a = sums.add(activation, params, Entry { latent, a: *a, f, g }, per_row);
+                }
             }
         });
-        add_columns(&self.grad, d_sae, &mut grads.b_enc);
-        if !grads.threshold.is_empty() {
-            add_columns(&self.pre, d_sae, &mut grads.threshold);
+    }
+
+    /// The gradients of all sparse blocks' entries.
+    fn sparse_backward(
+        &mut self,
+        params: &Parameters,
+        batch: &Batch<'_>,
+        (sums, grads, per_row): (&mut Sums, &mut Parameters, f32),
+    ) {
+        let (d_in, d_out) = (params.d_in, params.d_out);
+        let Sparse { rows, a, grads: entry_grads } = &mut self.sparse;
+        for (c, entry_grads) in entry_grads.iter_mut().enumerate() {
+            let output = OutputGrads { ends: &[], grads: &self.outputs[c..=c] };
+            entry_gradients(&rows[c], &params.w_dec, d_out, output, entry_grads);
         }
+        let by_latent = rows[0].by_latent(params.d_sae);
+        let (activation, outputs) = (&self.activation, &self.outputs);
+        let weights = grads.w_dec.par_chunks_mut(d_out).zip(grads.w_enc.par_chunks_mut(d_in));
+        weights.zip(&mut sums.latents).enumerate().for_each(|(latent, ((dec, enc), sums))| {
+            for (row, slot) in by_latent.of(latent) {
+                let (row, slot) = (*row as usize, *slot as usize);
+                let f = std::array::from_fn(|c| rows[c].value(slot));
+                let g = std::array::from_fn(|c| entry_grads[c][slot]);
+                let pre = sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for c in (0..C).filter(|c| f[*c] != 0.0 && !activation.is_detached(*c)) {
+                            axpy(f[c], &outputs[c][row * d_out..][..d_out], dec);
+                        }
+                        axpy(pre, &batch.input[row * d_in..][..d_in], enc);
+                    },
+                );
+            }
+        });
     }
 }
 
-impl<E: Elementwise> Objective for Dense<E> {
+impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
+    fn output_gradients(
+        &mut self,
+        params: &Parameters,
+        batch: &Batch<'_>,
+        sums: &Sums,
+        grads: &mut Parameters,
+    ) {
+        let (own, auxiliary) = self.outputs.split_at_mut(1);
+        for (c, output) in auxiliary.iter().enumerate() {
+            if !self.activation.is_detached(c + 1) {
+                own[0].par_iter_mut().zip(output).for_each(|(sum, g)| *sum += g);
+            }
+        }
+        let pre_grad: Vec<f32> = sums.latents.iter().map(|latent| latent.pre as f32).collect();
+        add_output_gradients(params, batch, &own[0], &pre_grad, grads);
+    }
+}
+
+impl<const C: usize> Sparse<C> {
+    fn clear(&mut self) {
+        self.rows.iter_mut().for_each(SparseRows::clear);
+        self.a.clear();
+    }
+
+    /// The rows of a dense block.
+    fn push_empty(&mut self, n: usize) {
+        self.rows.iter_mut().for_each(|rows| (0..n).for_each(|_| rows.push(&[], &[])));
+    }
+}
+
+/// The columns of row-major `[rows, width]`, [`COLUMNS`] together, row by row.
+fn columns_mut(matrix: &mut [f32], width: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut columns: Vec<Vec<&mut [f32]>> = vec![];
+    columns.resize_with(width.div_ceil(COLUMNS), Vec::new);
+    for row in matrix.chunks_exact_mut(width) {
+        row.chunks_mut(COLUMNS).zip(&mut columns).for_each(|(part, all)| all.push(part));
+    }
+    columns
+}
+
+impl<E: Elementwise<C>, const C: usize> Objective for Dense<E, C> {
     fn accumulate(
         &mut self,
         params: &Parameters,
@@ -151,54 +346,36 @@ impl<E: Elementwise> Objective for Dense<E> {
         firing: &mut Firing,
         grads: &mut Parameters,
     ) -> Losses {
-        let (d_in, d_sae) = (params.d_in, params.d_sae);
-        let total_rows = batch.input.len() / d_in;
+        let mut sums = Sums::new(batch.rows(params), params.d_sae);
         let lambda = self.coefficient * batch.sparsity;
-        let per_row = (lambda / total_rows as f64) as f32;
-        let mut sums =
-            Sums { acts: vec![0.0; d_sae], fired: vec![0; d_sae], penalty: vec![0.0; d_sae] };
-        let mut error = 0.0;
-        let mut output_grad = std::mem::take(&mut self.output_grad);
-        output_grad.clear();
-        self.activation.prepare(params);
-        for input in batch.input.chunks((BLOCK_ELEMENTS / d_sae).max(1) * d_in) {
-            let rows = input.len() / d_in;
-            self.encode(params, input, batch.threads);
-            self.count(d_sae, &mut sums);
-            let acts = Matrix::new(&self.acts, rows, d_sae);
-            let decoder = Matrix::new(&params.w_dec, d_sae, d_in);
-            let mut difference: Vec<f32> = input.iter().map(|x| -x).collect();
-            product(acts, decoder, &mut difference, Write::Add, batch.threads);
-            let share = rows as f64 / total_rows as f64;
-            error += squared_error(&mut difference, d_in, share) * share;
-            self.grad.resize(rows * d_sae, 0.0);
-            let output = Matrix::new(&difference, rows, d_in);
-            product(output, decoder.t(), &mut self.grad, Write::Replace, batch.threads);
-            product(acts.t(), output, &mut grads.w_dec, Write::Add, batch.threads);
-            self.backward(params, per_row, grads);
-            let (pre_grad, input) =
-                (Matrix::new(&self.grad, rows, d_sae), Matrix::new(input, rows, d_in));
-            product(pre_grad.t(), input, &mut grads.w_enc, Write::Add, batch.threads);
-            output_grad.extend_from_slice(&difference);
-        }
-        self.activation.add_decoder_gradient(params, &sums.acts, per_row, grads);
-        add_b_dec_gradient(params, &output_grad, grads);
-        self.output_grad = output_grad;
-        firing.update(total_rows, |l| sums.fired[l] > 0);
-        let mean = |sum: f64| sum / total_rows as f64;
-        let sparsity = lambda * mean(sums.penalty.iter().sum());
-        Losses {
-            mse: error,
-            sparsity,
-            aux: 0.0,
-            total: error + sparsity,
-            l0: mean(sums.fired.iter().map(|n| f64::from(*n)).sum()),
-            l1: mean(sums.acts.iter().map(|n| f64::from(*n)).sum()),
-        }
+        let per_row = (lambda / sums.rows as f64) as f32;
+        self.activation.prepare(params, batch.step);
+        self.sparse.clear();
+        self.outputs.iter_mut().for_each(|output| without_latents(params, &batch, output));
+        let encoder = Encoder::new(params, batch.threads);
+        let (mut errors, mut pre) = ([0.0; C], std::mem::take(&mut self.pre));
+        encoder.blocks(batch.input, &mut pre, |first, block| {
+            std::mem::swap(&mut self.pre, block);
+            let of_block = self.block(params, &batch, first, (&mut sums, grads, per_row));
+            errors.iter_mut().zip(of_block).for_each(|(sum, error)| *sum += error);
+            std::mem::swap(&mut self.pre, block);
+        });
+        self.pre = pre;
+        self.sparse_backward(params, &batch, (&mut sums, grads, per_row));
+        let sparsity = self.activation.finish(params, &sums, lambda, grads);
+        sums.add_to(grads);
+        self.output_gradients(params, &batch, &sums, grads);
+        firing.update(sums.rows, |l| sums.latents[l].fired > 0);
+        let (mse, aux) = (errors[0], errors[1..].iter().sum::<f64>());
+        let (l0, l1) = (sums.l0(), sums.mean(|latent| latent.acts));
+        Losses { mse, sparsity, aux, total: mse + sparsity + aux, l0, l1 }
     }
-}
 
-fn add_columns(rows: &[f32], width: usize, out: &mut [f32]) {
-    let sums = crate::kernels::columns::column_sums(rows, width);
-    out.iter_mut().zip(sums).for_each(|(o, s)| *o += s as f32);
+    fn memory(&self) -> Vec<f64> {
+        self.activation.memory()
+    }
+
+    fn recall(&mut self, memory: &[f64]) {
+        self.activation.recall(memory);
+    }
 }

@@ -6,11 +6,17 @@
 use super::{
     Batch, Firing, Losses, Objective,
     dense::Dense,
-    jumprelu::JumpRelu,
+    gated::{Gated, GatedForm},
+    jumprelu::{JumpRelu, Sparsity, Window},
     standard::Standard,
-    topk::{Aux, AuxForm, TopK},
+    threshold::Running,
+    topk::{Among, Aux, AuxForm, Prefix, Selection, TopK},
 };
-use crate::sae::{Parameters, init::normalise, parameters::transpose};
+use crate::sae::{
+    Parameters,
+    init::normalise,
+    parameters::{Shape, transpose},
+};
 
 const D_IN: usize = 4;
 const D_SAE: usize = 6;
@@ -19,27 +25,48 @@ fn wave(n: usize, scale: f64, step: f64, phase: f64) -> Vec<f32> {
     (0..n).map(|i| (scale * (step * i as f64 + phase).sin()) as f32).collect()
 }
 
-fn params(unit_decoder: bool, threshold: Option<f32>) -> Parameters {
-    let mut p = Parameters::zeros(D_IN, D_SAE, threshold.is_some());
+/// Parameters of every architecture, thresholds 0.1.
+fn params(unit_decoder: bool) -> Parameters {
+    let shape = Shape { threshold: true, gate: true, ..Shape::autoencoder(D_IN, D_SAE) };
+    let mut p = Parameters::zeros(shape);
     p.w_enc = transpose(&wave(D_IN * D_SAE, 1.0, 0.9, 0.2), D_IN, D_SAE);
     p.w_dec = wave(D_SAE * D_IN, 1.0, 1.1, 0.3);
     p.b_dec = wave(D_IN, 0.1, 0.5, 0.4);
     p.b_enc = wave(D_SAE, 0.1, 0.3, 0.5);
-    p.threshold.fill(threshold.unwrap_or(0.0));
+    p.r_mag = wave(D_SAE, 0.1, 0.3, 0.6);
+    p.b_mag = wave(D_SAE, 0.1, 0.3, 0.7);
+    p.threshold.fill(0.1);
     if unit_decoder {
         p.w_dec.chunks_exact_mut(D_IN).for_each(normalise);
     }
     p
 }
 
-/// Latents 0, 1 and 2 are dead.
-fn run(p: &Parameters, objective: &mut dyn Objective) -> (Losses, Parameters) {
-    let x = wave(3 * D_IN, 1.0, 0.7, 0.1);
-    let input: Vec<f32> = x.iter().zip(p.b_dec.iter().cycle()).map(|(x, b)| x - b).collect();
-    let mut firing = Firing { since: vec![9, 9, 9, 0, 0, 0], dead_after: 9 };
+fn rows() -> Vec<f32> {
+    wave(3 * D_IN, 1.0, 0.7, 0.1)
+}
+
+fn minus(x: &[f32], b: &[f32]) -> Vec<f32> {
+    x.iter().zip(b.iter().cycle()).map(|(x, b)| x - b).collect()
+}
+
+/// Latents 0, 1 and 2 are dead; b_dec is subtracted from the input if `centred`.
+fn run_on(
+    p: &Parameters,
+    objective: &mut dyn Objective,
+    centred: bool,
+    firing: &mut Firing,
+) -> (Losses, Parameters) {
+    let (x, target) = (rows(), minus(&rows(), &p.b_dec));
     let mut grads = p.zeros_like();
-    let batch = Batch { input: &input, threads: 1, sparsity: 1.0 };
-    (objective.accumulate(p, batch, &mut firing, &mut grads), grads)
+    let input = if centred { &target } else { &x };
+    let batch = Batch { input, target: &target, centred, threads: 1, sparsity: 1.0, step: 1 };
+    (objective.accumulate(p, batch, firing, &mut grads), grads)
+}
+
+fn run(p: &Parameters, objective: &mut dyn Objective) -> (Losses, Parameters) {
+    let mut firing = Firing { since: vec![9, 9, 9, 0, 0, 0], dead_after: 9 };
+    run_on(p, objective, true, &mut firing)
 }
 
 fn norm(t: &[f32]) -> f64 {
@@ -57,9 +84,21 @@ fn aux(coefficient: f64, form: AuxForm) -> Aux {
     Aux { coefficient, k: D_IN / 2, form }
 }
 
+const NEVER: Running = Running { decay: 0.5, start: u64::MAX, first: None };
+
+fn saelens(among: Among) -> TopK {
+    let selection = Selection { among, by_decoder_norm: true, ..Selection::of_rows(2) };
+    TopK::new(selection, aux(1.0, AuxForm::Scaled), NEVER)
+}
+
+fn dictionary(among: Among, running: Running) -> TopK {
+    let selection = Selection { among, ..Selection::of_rows(2) };
+    TopK::new(selection, aux(1.0 / 32.0, AuxForm::Normalised), running)
+}
+
 #[test]
 fn saelens_standard() {
-    let (l, g) = run(&params(false, None), &mut Dense::new(Standard::default(), 1.0));
+    let (l, g) = run(&params(false), &mut Dense::new(Standard::new(true), 1.0));
     close(l.mse, 6.615_787, "mse");
     close(l.sparsity, 5.933_071, "l1");
     close(l.total, 12.548_859, "total");
@@ -67,19 +106,34 @@ fn saelens_standard() {
     close(norm(&g.w_dec), 8.790_504, "W_dec");
 }
 
+/// The same survivors whether chosen by row or among the batch.
 #[test]
-fn saelens_topk() {
-    let (l, g) = run(&params(false, None), &mut TopK::new(2, aux(1.0, AuxForm::Scaled), true));
+fn saelens_topk_and_batchtopk() {
+    for among in [Among::Row, Among::Batch] {
+        let (l, g) = run(&params(false), &mut saelens(among));
+        close(l.mse, 9.197_102, "mse");
+        close(l.aux, 24.744_364, "aux");
+        close(l.total, 33.941_467, "total");
+        close(norm(&g.w_enc), 18.491_863, "W_enc");
+        close(norm(&g.w_dec), 22.680_935, "W_dec");
+    }
+}
+
+#[test]
+fn saelens_matryoshka() {
+    let prefixes = [2, 6].map(|latents| Prefix { latents, weight: 1.0 });
+    let mut objective = saelens(Among::Batch).matryoshka(prefixes.to_vec());
+    let (l, g) = run(&params(false), &mut objective);
     close(l.mse, 9.197_102, "mse");
     close(l.aux, 24.744_364, "aux");
-    close(l.total, 33.941_467, "total");
-    close(norm(&g.w_enc), 18.491_863, "W_enc");
-    close(norm(&g.w_dec), 22.680_935, "W_dec");
+    close(l.total - l.mse - l.aux, 7.686_128, "inner");
+    close(norm(&g.w_enc), 23.684_731, "W_enc");
+    close(norm(&g.w_dec), 30.719_820, "W_dec");
 }
 
 #[test]
 fn saelens_jumprelu() {
-    let (l, g) = run(&params(false, Some(0.1)), &mut Dense::new(JumpRelu { bandwidth: 0.5 }, 1.0));
+    let (l, g) = run(&params(false), &mut Dense::new(JumpRelu::new(0.5), 1.0));
     close(l.mse, 6.615_787, "mse");
     close(l.sparsity, 3.333_333, "l0");
     close(l.total, 9.949_121, "total");
@@ -89,39 +143,176 @@ fn saelens_jumprelu() {
 }
 
 #[test]
+fn saelens_gated() {
+    let (l, g) = run(&params(false), &mut Dense::new(Gated::new(GatedForm::Joint), 1.0));
+    close(l.mse, 7.398_129, "mse");
+    close(l.sparsity, 5.933_071, "l1");
+    close(l.aux, 6.615_787, "aux");
+    close(l.total, 19.946_987, "total");
+    close(norm(&g.w_enc), 16.164_959, "W_enc");
+    close(norm(&g.w_dec), 17.792_593, "W_dec");
+}
+
+#[test]
 fn dictionary_learning_topk() {
-    let (l, g) =
-        run(&params(true, None), &mut TopK::new(2, aux(1.0 / 32.0, AuxForm::Normalised), false));
+    let mut objective = dictionary(Among::Row, Running::from_step(0));
+    let (l, g) = run(&params(true), &mut objective);
     close(l.mse, 5.311_355, "l2");
     close(l.aux, 1.247_453, "aux");
     close(l.total, 5.350_338, "total");
     close(norm(&g.w_enc), 3.076_883, "W_enc");
     close(norm(&g.w_dec), 7.005_280, "W_dec");
+    close(objective.memory()[0], 1.689_296, "threshold");
+}
+
+#[test]
+fn dictionary_learning_jumprelu() {
+    let jump = JumpRelu::new(0.5).with(Sparsity::Target { l0: 2.0 }, Window::Activation);
+    let mut firing = Firing::new(D_SAE, 9);
+    let (l, g) = run_on(&params(true), &mut Dense::new(jump, 1.0), false, &mut firing);
+    close(l.mse, 3.672_519, "l2");
+    close(l.total, 4.116_963, "total");
+    close(norm(&g.threshold), 1.555_686, "threshold");
+    close(norm(&g.w_enc), 3.886_174, "W_enc");
+    close(norm(&g.w_dec), 5.703_636, "W_dec");
+}
+
+#[test]
+fn dictionary_learning_gated() {
+    let (l, g) = run(&params(true), &mut Dense::new(Gated::new(GatedForm::Detached), 1.0));
+    close(l.mse, 4.555_249, "l2");
+    close(l.sparsity, 4.215_789, "l1");
+    close(l.aux, 4.204_308, "aux");
+    close(l.total, 12.975_346, "total");
+    close(norm(&g.w_enc), 10.180_984, "W_enc");
+    close(norm(&g.w_dec), 7.263_139, "W_dec");
+}
+
+/// The mean over two groups of half of each one's error.
+#[test]
+fn dictionary_learning_matryoshka() {
+    let prefixes = [2, 6].map(|latents| Prefix { latents, weight: 0.25 });
+    let mut objective = dictionary(Among::Batch, NEVER).matryoshka(prefixes.to_vec());
+    let (l, g) = run(&params(true), &mut objective);
+    close(l.total - l.aux / 32.0, 2.651_046, "l2");
+    close(l.aux, 1.247_453, "aux");
+    close(l.total, 2.690_028, "total");
+    close(norm(&g.w_enc), 1.424_326, "W_enc");
+    close(norm(&g.w_dec), 3.343_172, "W_dec");
+}
+
+/// sparsify's fused encoder drops the auxiliary loss' gradient, which then moves decoder rows of
+/// latents that cannot fire. The losses and the decoder's gradient are its own.
+#[test]
+fn the_auxiliary_gradient_reaches_the_encoder() {
+    let with = |coefficient| {
+        let aux = aux(coefficient, AuxForm::Normalised);
+        run(&params(true), &mut TopK::new(Selection::of_rows(2), aux, NEVER)).1
+    };
+    let (with, without) = (with(1.0), with(0.0));
+    let dead = 2 * D_IN..3 * D_IN;
+    assert!(norm(&without.w_enc[dead.clone()]) == 0.0);
+    assert!(norm(&with.w_enc[dead]) > 0.1, "latent 2 is dead and must be moved");
+}
+
+/// openai/sparse_autoencoder sums the same error, and divides it by the variance of the batch.
+#[test]
+fn openai_and_sparsify_topk() {
+    let (l, g) = run(&params(true), &mut dictionary(Among::Row, NEVER));
+    let variance = crate::kernels::columns::row_variance(&rows(), D_IN);
+    close(l.mse / variance, 2.893_998, "fraction of variance unexplained");
+    let aux = aux(0.0, AuxForm::Normalised);
+    let (_, plain) = run(&params(true), &mut TopK::new(Selection::of_rows(2), aux, NEVER));
+    close(norm(&plain.w_enc) / variance, 1.676_433, "W_enc");
+    close(norm(&plain.w_dec) / variance, 3.816_967, "W_dec");
+    assert!(norm(&g.w_dec) > norm(&plain.w_dec));
+}
+
+/// The gradient of a block that keeps its active latents only is that of one that does not.
+#[test]
+fn sparse_and_dense_blocks_agree() {
+    let (d_in, d_sae, rows) = (8, 64, 40);
+    let shape = Shape { threshold: true, gate: true, ..Shape::autoencoder(d_in, d_sae) };
+    let mut p = Parameters::zeros(shape);
+    for (i, tensor) in p.tensors_mut().into_iter().enumerate() {
+        *tensor = wave(tensor.len(), 0.5, 0.37 + i as f64, 0.2);
+    }
+    p.threshold = wave(d_sae, 0.05, 0.7, 0.1).iter().map(|t| t.abs()).collect();
+    let input = wave(rows * d_in, 1.0, 1.3, 0.4);
+    let run = |objective: &mut dyn Objective| {
+        let mut grads = p.zeros_like();
+        let (target, centred) = (&input[..], true);
+        let batch = Batch { input: &input, target, centred, threads: 2, sparsity: 0.5, step: 3 };
+        let losses = objective.accumulate(&p, batch, &mut Firing::new(d_sae, 9), &mut grads);
+        (losses, grads)
+    };
+    type Make = fn() -> Box<dyn Sparsable>;
+    let makes: [Make; 5] = [
+        || Box::new(Dense::new(JumpRelu::new(0.2), 0.3)),
+        || {
+            Box::new(Dense::new(
+                JumpRelu::new(0.2).with(Sparsity::Tanh { scale: 2.0 }, Window::PreActivation),
+                0.3,
+            ))
+        },
+        || Box::new(Dense::new(Standard::new(true), 0.3)),
+        || Box::new(Dense::new(Gated::new(GatedForm::Joint), 0.3)),
+        || Box::new(Dense::new(Gated::new(GatedForm::Detached), 0.3)),
+    ];
+    for (n, make) in makes.iter().enumerate() {
+        let [dense, sparse] = [0, 1].map(|share| {
+            let mut objective = make();
+            objective.make_sparse(share == 1);
+            run(objective.as_objective())
+        });
+        close(sparse.0.total, dense.0.total, "total");
+        assert_eq!(sparse.0.l0, dense.0.l0);
+        for (a, b) in sparse.1.tensors().into_iter().zip(dense.1.tensors()) {
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                assert!((a - b).abs() < 1e-4 * b.abs().max(1.0), "case {n} [{i}]: {a}, {b}");
+            }
+        }
+    }
 }
 
 /// Every parameter's gradient against central differences of the loss.
 #[test]
 fn gradients_are_the_derivatives_of_the_loss() {
     type Make = fn() -> Box<dyn Objective>;
-    let objectives: [(&str, Make); 3] = [
-        ("standard", || Box::new(Dense::new(Standard::default(), 0.3))),
-        ("topk", || Box::new(TopK::new(2, aux(0.0, AuxForm::Normalised), false))),
+    let objectives: [(&str, Make); 7] = [
+        ("standard", || Box::new(Dense::new(Standard::new(true), 0.3))),
+        ("topk", || {
+            Box::new(TopK::new(Selection::of_rows(2), aux(0.0, AuxForm::Normalised), NEVER))
+        }),
+        ("matryoshka", || {
+            let prefixes = [3, 6].map(|latents| Prefix { latents, weight: 0.7 });
+            let aux = aux(0.0, AuxForm::Normalised);
+            Box::new(TopK::new(Selection::of_rows(2), aux, NEVER).matryoshka(prefixes.to_vec()))
+        }),
         // With λ = 0 and away from the window the thresholds have no gradient.
-        ("jumprelu", || Box::new(Dense::new(JumpRelu { bandwidth: 1e-6 }, 0.0))),
+        ("jumprelu", || Box::new(Dense::new(JumpRelu::new(1e-6), 0.0))),
+        ("tanh", || {
+            let tanh = Sparsity::Tanh { scale: 2.0 };
+            Box::new(Dense::new(JumpRelu::new(1e-6).with(tanh, Window::PreActivation), 0.3))
+        }),
+        ("gated", || Box::new(Dense::new(Gated::new(GatedForm::Joint), 0.3))),
+        ("annealed", || {
+            let anneal = super::standard::Anneal { start: 0, steps: 10, end: 0.5 };
+            Box::new(Dense::new(Standard::annealed(anneal), 0.3))
+        }),
     ];
     for (name, make) in objectives {
-        let p = params(true, Some(0.1));
-        let x = wave(3 * D_IN, 1.0, 0.7, 0.1);
+        let p = params(true);
         let loss = |p: &Parameters| {
-            let input: Vec<f32> =
-                x.iter().zip(p.b_dec.iter().cycle()).map(|(x, b)| x - b).collect();
-            let mut firing = Firing::new(D_SAE, 1000);
-            let batch = Batch { input: &input, threads: 1, sparsity: 1.0 };
-            let mut grads = p.zeros_like();
-            (make().accumulate(p, batch, &mut firing, &mut grads).total, grads)
+            let mut objective = make();
+            objective.recall(&[4.0, 1.5]);
+            let (losses, grads) =
+                run_on(p, objective.as_mut(), true, &mut Firing::new(D_SAE, 1000));
+            (losses.total, grads)
         };
         let (_, grads) = loss(&p);
-        for tensor in 0..4 {
+        // Not the thresholds: their gradient is a straight-through estimate.
+        for tensor in [0, 1, 2, 3, 5, 6] {
             for i in 0..p.tensors()[tensor].len() {
                 let at = |delta: f32| {
                     let mut moved = p.clone();
@@ -136,5 +327,21 @@ fn gradients_are_the_derivatives_of_the_loss() {
                 );
             }
         }
+    }
+}
+
+/// An objective whose blocks can be made to go either way.
+trait Sparsable {
+    fn make_sparse(&mut self, sparse: bool);
+    fn as_objective(&mut self) -> &mut dyn Objective;
+}
+
+impl<E: super::dense::Elementwise<C>, const C: usize> Sparsable for Dense<E, C> {
+    fn make_sparse(&mut self, sparse: bool) {
+        self.one_in = if sparse { 1 } else { usize::MAX };
+    }
+
+    fn as_objective(&mut self) -> &mut dyn Objective {
+        self
     }
 }

@@ -1,18 +1,26 @@
 //! One file per architecture: its loss and closed-form gradients.
 //!
-//! Every loss is a sum over `d_in` and a mean over the batch. An objective adds its gradients to
-//! [`Parameters`] of zeros; projection, clipping, Adam and renormalisation are the trainer's.
+//! Every loss is a sum over the output's width and a mean over the batch. An objective adds its
+//! gradients to [`Parameters`] of zeros; projection, clipping, Adam and renormalisation are the
+//! trainer's.
 
 pub mod dense;
 #[cfg(test)]
 mod fixture;
+pub mod gated;
 pub mod jumprelu;
+pub mod penalty;
 pub mod standard;
+pub mod threshold;
 pub mod topk;
 
 use rayon::prelude::*;
 
 use super::Parameters;
+use crate::kernels::{
+    columns::{column_sums, weighted_sums},
+    product::{Matrix, Write, product},
+};
 
 /// Tokens since each latent last fired.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,13 +58,13 @@ impl Firing {
 /// The parts of a batch's loss and its sparsity.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// Σ over d_in, mean over the batch, of the squared error.
+    /// Σ over the output's width, mean over the batch, of the squared error.
     pub mse: f64,
-    /// The sparsity penalty with its coefficient: λ·L1 or λ·L0.
+    /// The sparsity penalty with its coefficient.
     pub sparsity: f64,
     /// The auxiliary loss without its coefficient.
     pub aux: f64,
-    /// What is minimised: mse + sparsity + coefficient · aux.
+    /// What is minimised: mse + sparsity + coefficient · aux, and what Matryoshka adds.
     pub total: f64,
     /// Mean number of active latents a row.
     pub l0: f64,
@@ -64,16 +72,44 @@ pub struct Losses {
     pub l1: f64,
 }
 
+impl Losses {
+    /// The sum with `share` of others.
+    #[must_use]
+    pub fn plus(&self, other: &Self, share: f64) -> Self {
+        Self {
+            mse: self.mse + share * other.mse,
+            sparsity: self.sparsity + share * other.sparsity,
+            aux: self.aux + share * other.aux,
+            total: self.total + share * other.total,
+            l0: self.l0 + share * other.l0,
+            l1: self.l1 + share * other.l1,
+        }
+    }
+}
+
 /// A batch as the objective sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// `x - b_dec`, `[rows, d_in]`. Since b_dec is subtracted before and added after, the error
-    /// is `f W_dec - input` and b_dec cancels.
+    /// What is encoded, `[rows, d_in]`: `x - b_dec`, or `x` where b_dec is not applied to inputs.
     pub input: &'a [f32],
+    /// What is reconstructed, `[rows, d_out]`, minus b_dec. As b_dec is subtracted here and would
+    /// be added to the output, the error is `f W_dec - target` and b_dec cancels.
+    pub target: &'a [f32],
+    /// Whether `input` depends on b_dec.
+    pub centred: bool,
     /// Threads for dense products.
     pub threads: usize,
     /// Factor on the sparsity coefficient.
     pub sparsity: f64,
+    /// Steps made before this one.
+    pub step: u64,
+}
+
+impl Batch<'_> {
+    /// Number of rows.
+    pub fn rows(&self, params: &Parameters) -> usize {
+        self.target.len() / params.d_out
+    }
 }
 
 /// A training objective: the loss of an architecture and its gradients.
@@ -86,30 +122,67 @@ pub trait Objective: Send {
         firing: &mut Firing,
         grads: &mut Parameters,
     ) -> Losses;
+
+    /// What is carried from step to step beside the parameters; a checkpoint holds it.
+    fn memory(&self) -> Vec<f64> {
+        vec![]
+    }
+
+    /// Takes up what [`Self::memory`] gave, or nothing at the first step.
+    fn recall(&mut self, _memory: &[f64]) {}
+
+    /// The threshold above which latents count on rows alone, for architectures that choose among
+    /// a whole batch in training.
+    fn inference_threshold(&self) -> Option<f32> {
+        None
+    }
 }
 
-/// Adds b_dec's gradient: through the reconstruction (`grad_output`, `[rows, d_in]`), and through
-/// the encoder's input, where row by row it is -Σ g W_enc = -(b_enc's gradient) W_enc.
-fn add_b_dec_gradient(params: &Parameters, grad_output: &[f32], grads: &mut Parameters) {
-    let d_in = params.d_in;
-    let mut sum = crate::kernels::columns::column_sums(grad_output, d_in);
-    let weighted: Vec<f32> = params
-        .w_enc
-        .par_chunks(d_in)
-        .zip(&grads.b_enc)
-        .flat_map_iter(|(row, g)| row.iter().map(move |w| w * g))
-        .collect();
-    let through_encoder = crate::kernels::columns::column_sums(&weighted, d_in);
-    sum.iter_mut().zip(through_encoder).for_each(|(s, t)| *s -= t);
+/// `-target`, and the path around the latents where there is one: to which the decoder is added.
+fn without_latents(params: &Parameters, batch: &Batch<'_>, out: &mut Vec<f32>) {
+    out.clear();
+    out.par_extend(batch.target.par_iter().map(|x| -x));
+    if !params.w_skip.is_empty() {
+        let x = Matrix::new(batch.input, batch.rows(params), params.d_in);
+        let skip = Matrix::new(&params.w_skip, params.d_out, params.d_in).t();
+        product(x, skip, out, Write::Add, batch.threads);
+    }
+}
+
+/// Adds the gradients of what lies behind all latents, given that of the output,
+/// `[rows, d_out]`: b_dec, and the path around the latents where there is one.
+///
+/// b_dec acts through the output, and where inputs are centred through the encoder's input, where
+/// row by row it is -Σ g W_enc = -(the pre-activations' gradient) W_enc; `pre_grad` is the latter
+/// summed over rows, `[d_sae]`.
+fn add_output_gradients(
+    params: &Parameters,
+    batch: &Batch<'_>,
+    grad_output: &[f32],
+    pre_grad: &[f32],
+    grads: &mut Parameters,
+) {
+    let mut sum = column_sums(grad_output, params.d_out);
+    if batch.centred {
+        let through_encoder = weighted_sums(&params.w_enc, pre_grad, params.d_in);
+        sum.iter_mut().zip(through_encoder).for_each(|(s, t)| *s -= t);
+    }
     grads.b_dec.iter_mut().zip(sum).for_each(|(g, s)| *g += s as f32);
+    if !grads.w_skip.is_empty() {
+        let rows = batch.rows(params);
+        let output = Matrix::new(grad_output, rows, params.d_out).t();
+        let input = Matrix::new(batch.input, rows, params.d_in);
+        product(output, input, &mut grads.w_skip, Write::Add, batch.threads);
+    }
 }
 
-/// Turns `output - target` into the gradient of the mean squared error and returns the error.
-fn squared_error(difference: &mut [f32], d_in: usize, weight: f64) -> f64 {
-    let rows = (difference.len() / d_in) as f64;
+/// Turns `output - target` into the gradient of `weight` times the mean squared error; returns the
+/// error without the weight.
+fn squared_error(difference: &mut [f32], width: usize, weight: f64) -> f64 {
+    let rows = (difference.len() / width) as f64;
     let factor = (2.0 * weight / rows) as f32;
     let errors: Vec<f64> = difference
-        .par_chunks_mut(d_in)
+        .par_chunks_mut(width)
         .map(|row| {
             let error = row.iter().map(|e| f64::from(*e) * f64::from(*e)).sum::<f64>();
             row.iter_mut().for_each(|e| *e *= factor);
