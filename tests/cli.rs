@@ -167,7 +167,7 @@ fn mistakes_in_a_file_are_named_with_their_place() {
         ("train_sae: {model_id: x}", &["unknown key `train_sae.model_id`"]),
         ("train_sae: {top_k: many}", &["'many'", "key `top_k` of `", "invalid digit"]),
         ("train_sae: {top_k: -1}", &["'-1'", "key `top_k` of `"]),
-        ("train_sae: {sae_arch: gated}", &["'gated'", "topk, jumprelu, standard"]),
+        ("train_sae: {sae_arch: lorsa}", &["'lorsa'", "topk, batchtopk, matryoshka, jumprelu"]),
         ("train_sae: {top_k: {a: b}}", &["`train_sae.top_k` must be a scalar or a list"]),
         ("train_sae: 7", &["train_sae", "expected a map"]),
         ("train_sae: [", &["line 1"]),

@@ -71,7 +71,7 @@ fn other_settings_for_a_run_there_is() {
     Contents::read(&work.store()).assert_same(&before, "refused settings");
 
     work.succeed(SAVE, &[("RUN_ID", "other"), ("LAYER_NUM", "0")]);
-    let error = ["training run `training` was begun on hook", "of capture `capture`", "of `other`"];
+    let error = ["training run `training` was begun on hook", "of capture `capture`", "of capture `other`"];
     let expected = Refusal { code: 2, error: &error, hint: "SAE_RUN_ID a new name" };
     refused(work.stage(TRAIN).env("RUN_ID", "other"), &expected);
     // The same in the middle of a training.
@@ -93,11 +93,11 @@ fn other_settings_for_a_run_there_is() {
 fn sizes_that_do_not_fit_the_rows() {
     let work = Workload::new(20);
     work.succeed(SAVE, &[]);
-    let error = ["BATCH_SIZE_TRAIN is 1000000", "2 epochs of", "rows"];
+    let error = ["BATCH_SIZE_TRAIN is 1000000", "but there are only", "rows to train on"];
     let expected = Refusal { code: 2, error: &error, hint: "lower BATCH_SIZE_TRAIN" };
     refused(work.stage(TRAIN).env("BATCH_SIZE_TRAIN", "1000000"), &expected);
-    let error = ["TOP_K is 257, but there are 256 latents"];
-    let expected = Refusal { code: 2, error: &error, hint: "lower TOP_K" };
+    let error = ["TOP_K (or K_START) is 257, but there are 256 latents"];
+    let expected = Refusal { code: 2, error: &error, hint: "raise N_LATENTS_MULTIPLIER" };
     refused(work.stage(TRAIN).env("TOP_K", "257"), &expected);
     assert_eq!(files(&work.store().join("runs"), ""), [work.run("capture")]);
     for (name, value) in [("TOP_K", "0"), ("BATCH_SIZE_TRAIN", "-1"), ("LR", "inf"), ("SEED", "x")]

@@ -264,7 +264,7 @@ fn an_sae_that_this_program_cannot_compute() {
     let run = work.run("training");
     let (cfg, weights) = (run.join("cfg.json"), run.join("sae_weights.safetensors"));
     let cases = [
-        ("\"topk\"", "\"gated\"", vec!["`architecture` is `gated`", "topk, jumprelu, standard"]),
+        ("\"topk\"", "\"lorsa\"", vec!["`architecture` is `lorsa`", "topk, jumprelu, standard"]),
         ("\"k\": 4,", "", vec!["`k` is missing"]),
         ("\"k\": 4", "\"k\": 0", vec!["`k` is 0"]),
         ("\"k\": 4", "\"k\": 257", vec!["`k` is 257"]),
