@@ -24,7 +24,13 @@ use pipeline_common::{
 };
 
 /// d_in, d_sae, k, rows a step.
-const SHAPES: [(usize, usize, usize, usize); 2] = [(576, 4608, 32, 4096), (128, 1024, 8, 2048)];
+const SHAPES: [(usize, usize, usize, usize); 5] = [
+    (576, 4608, 32, 4096),
+    (128, 1024, 8, 2048),
+    (2048, 16384, 32, 1024),
+    (2048, 16384, 64, 1024),
+    (1536, 6144, 8, 32),
+];
 
 fn rows(n: usize, d_in: usize) -> Vec<f32> {
     let mut rows = vec![0.0; n * d_in];

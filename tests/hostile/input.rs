@@ -71,7 +71,8 @@ fn other_settings_for_a_run_there_is() {
     Contents::read(&work.store()).assert_same(&before, "refused settings");
 
     work.succeed(SAVE, &[("RUN_ID", "other"), ("LAYER_NUM", "0")]);
-    let error = ["training run `training` was begun on hook", "of capture `capture`", "of capture `other`"];
+    let error =
+        ["training run `training` was begun on hook", "of capture `capture`", "of capture `other`"];
     let expected = Refusal { code: 2, error: &error, hint: "SAE_RUN_ID a new name" };
     refused(work.stage(TRAIN).env("RUN_ID", "other"), &expected);
     // The same in the middle of a training.

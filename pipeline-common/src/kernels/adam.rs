@@ -41,18 +41,27 @@ impl AdamConfig {
 }
 
 impl AdamStep {
-    /// Updates a stretch of parameters with its moments.
+    /// Updates a stretch of parameters with its moments; no gradient is one of zeros.
     #[inline(always)]
-    pub fn update(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+    pub fn update(&self, param: &mut [f32], grad: Option<&[f32]>, m: &mut [f32], v: &mut [f32]) {
         let n = param.len();
-        let (grad, m, v) = (&grad[..n], &mut m[..n], &mut v[..n]);
-        for i in 0..n {
-            let g = grad[i] * self.grad_scale;
-            m[i] = self.beta1.mul_add(m[i], (1.0 - self.beta1) * g);
-            v[i] = self.beta2.mul_add(v[i], (1.0 - self.beta2) * g * g);
-            let root = v[i].sqrt().mul_add(self.inverse_root_correction, self.eps);
-            param[i] -= self.step_size * m[i] / root;
+        let (m, v) = (&mut m[..n], &mut v[..n]);
+        match grad {
+            Some(grad) => {
+                let grad = &grad[..n];
+                (0..n).for_each(|i| self.one(&mut param[i], grad[i], &mut m[i], &mut v[i]));
+            }
+            None => (0..n).for_each(|i| self.one(&mut param[i], 0.0, &mut m[i], &mut v[i])),
         }
+    }
+
+    #[inline(always)]
+    fn one(&self, param: &mut f32, grad: f32, m: &mut f32, v: &mut f32) {
+        let g = grad * self.grad_scale;
+        *m = self.beta1.mul_add(*m, (1.0 - self.beta1) * g);
+        *v = self.beta2.mul_add(*v, (1.0 - self.beta2) * g * g);
+        let root = v.sqrt().mul_add(self.inverse_root_correction, self.eps);
+        *param -= self.step_size * *m / root;
     }
 }
 
@@ -61,13 +70,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_gradient_is_one_of_zeros() {
+        let step = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 }.step(3, 1e-2, 0.5);
+        let start = || ([1.0_f32, -2.0, 0.3], [0.1, -0.2, 0.0], [0.01, 0.5, 0.0]);
+        let [with, without] = [Some(&[0.0; 3][..]), None].map(|grad| {
+            let (mut w, mut m, mut v) = start();
+            step.update(&mut w, grad, &mut m, &mut v);
+            (w, m, v)
+        });
+        assert_eq!(with, without);
+        assert_ne!(with, start());
+    }
+
+    #[test]
     fn ten_steps_equal_the_formula_in_f64() {
         let config = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
         let (mut w, mut m, mut v) = ([1.0_f32, -2.0], [0.0; 2], [0.0; 2]);
         let (mut w64, mut m64, mut v64) = ([1.0_f64, -2.0], [0.0; 2], [0.0; 2]);
         for t in 1..=10 {
             let grad = [0.3 * t as f32, -1e-4];
-            config.step(t, 1e-2, 0.5).update(&mut w, &grad, &mut m, &mut v);
+            config.step(t, 1e-2, 0.5).update(&mut w, Some(&grad), &mut m, &mut v);
             for i in 0..2 {
                 let g = f64::from(grad[i]) * 0.5;
                 m64[i] = 0.9 * m64[i] + 0.1 * g;

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::vector::simd;
+
 /// Rows summed by one task before the partial sums are added in order.
 const BLOCK: usize = 512;
 
@@ -9,9 +11,14 @@ const BLOCK: usize = 512;
 pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
     let partial = |block: &[f32]| {
         let mut sum = vec![0.0_f64; width];
-        for row in block.chunks_exact(width) {
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
-        }
+        simd(
+            #[inline(always)]
+            || {
+                for row in block.chunks_exact(width) {
+                    sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+                }
+            },
+        );
         sum
     };
     in_order(rows.par_chunks(BLOCK * width).map(partial).collect(), width)
@@ -21,10 +28,16 @@ pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
 pub fn weighted_sums(rows: &[f32], weights: &[f32], width: usize) -> Vec<f64> {
     let partial = |(block, weights): (&[f32], &[f32])| {
         let mut sum = vec![0.0_f64; width];
-        for (row, weight) in block.chunks_exact(width).zip(weights).filter(|(_, w)| **w != 0.0) {
-            let weight = f64::from(*weight);
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += weight * f64::from(*x));
-        }
+        let rows = block.chunks_exact(width).zip(weights);
+        simd(
+            #[inline(always)]
+            || {
+                for (row, weight) in rows.filter(|(_, weight)| **weight != 0.0) {
+                    let weight = f64::from(*weight);
+                    sum.iter_mut().zip(row).for_each(|(s, x)| *s += weight * f64::from(*x));
+                }
+            },
+        );
         sum
     };
     let blocks = rows.par_chunks(BLOCK * width).zip(weights.par_chunks(BLOCK));

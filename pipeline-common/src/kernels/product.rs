@@ -22,6 +22,12 @@ impl<'a> Matrix<'a> {
         Self { data, rows, cols, row_stride: cols as isize, col_stride: 1 }
     }
 
+    /// The first `cols` columns of a row-major matrix.
+    #[must_use]
+    pub fn columns(self, cols: usize) -> Self {
+        Self { cols: cols.min(self.cols), ..self }
+    }
+
     /// The transpose, without a copy.
     #[must_use]
     pub fn t(self) -> Self {

@@ -32,6 +32,24 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     low.iter().zip(&high).map(|(x, y)| x + y).sum()
 }
 
+/// Σ aᵢ² in f64, in 16 interleaved partial sums.
+#[inline(always)]
+pub fn squared_norm(a: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    let chunks = a.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            let x = f64::from(x[i]);
+            sums[i] = x.mul_add(x, sums[i]);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum = f64::from(*x).mul_add(f64::from(*x), *sum);
+    }
+    sums.iter().sum()
+}
+
 /// y += αx.
 #[inline(always)]
 pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
@@ -66,6 +84,9 @@ mod tests {
             let b: Vec<f32> = a.iter().rev().copied().collect();
             let expected: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
             prop_assert!((f64::from(simd(#[inline(always)] || dot(&a, &b))) - expected).abs() <= 1e-3);
+            let expected: f64 = a.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+            let found = simd(#[inline(always)] || squared_norm(&a));
+            prop_assert!((found - expected).abs() <= 1e-12 * expected);
             prop_assert_eq!(simd(#[inline(always)] || max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let mut y = b.clone();
             simd(#[inline(always)] || axpy(2.0, &a, &mut y));

@@ -47,7 +47,6 @@ pub fn initialise(shape: Shape, sample: &[f32], seed: u64, start: Start) -> Para
 }
 
 /// Scales a row to norm 1; a zero row stays.
-#[inline(always)]
 pub fn normalise(row: &mut [f32]) {
     let norm = norm(row);
     if norm > 0.0 {

@@ -12,6 +12,7 @@ pub mod encode;
 pub mod error;
 pub mod evaluate;
 pub mod formats;
+pub mod gradients;
 pub mod history;
 pub mod init;
 pub mod parameters;

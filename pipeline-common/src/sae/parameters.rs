@@ -1,5 +1,7 @@
 //! Everything that training learns; gradients and Adam moments have the same shape.
 
+use crate::kernels::vector::{simd, squared_norm};
+
 /// Sizes of an SAE, and which tensors it has beside the two matrices and their biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -147,7 +149,10 @@ impl Parameters {
 
 /// Euclidean norm, summed in f64.
 pub fn norm(row: &[f32]) -> f32 {
-    row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32
+    simd(
+        #[inline(always)]
+        || squared_norm(row).sqrt() as f32,
+    )
 }
 
 /// Swaps the axes of a row-major `[rows, cols]` matrix.

@@ -7,16 +7,19 @@ use rayon::prelude::*;
 
 use super::{
     Parameters, SaeError,
+    gradients::Gradients,
     init::normalise,
     parameters::{NAMES, TENSORS},
     variant::{Batch, Firing, Losses, Objective},
 };
 use crate::kernels::{
     adam::{AdamConfig, AdamStep},
-    vector::{axpy, dot, simd},
+    vector::{axpy, simd},
 };
 
-/// Place of the decoder among [`NAMES`].
+/// Place of the encoder among [`NAMES`].
+const ENCODER: usize = 0;
+/// Place of the decoder.
 const DECODER: usize = 2;
 /// Elements of a tensor without rows that one task updates.
 const STRETCH: usize = 4096;
@@ -118,7 +121,7 @@ pub struct Trainer {
     state: State,
     objective: Box<dyn Objective>,
     optimiser: Optimiser,
-    grads: Parameters,
+    grads: Gradients,
     /// Batches whose gradients are in `grads`.
     parts: u32,
     /// Whether b_dec is subtracted from inputs.
@@ -137,7 +140,7 @@ impl Trainer {
         centred: bool,
         threads: usize,
     ) -> Self {
-        let grads = state.params.zeros_like();
+        let grads = Gradients::new(state.params.shape());
         if state.step > 0 {
             objective.recall(&state.memory);
         }
@@ -213,10 +216,8 @@ impl Trainer {
     pub fn apply(&mut self, rates: Rates) -> Result<(), SaeError> {
         let mean = 1.0 / f64::from(self.parts.max(1));
         self.parts = 0;
-        if self.optimiser.unit_decoder {
-            project(&self.state.params, &mut self.grads);
-        }
-        let norm = mean * squared_norm(&self.grads).sqrt();
+        let decoder = self.optimiser.unit_decoder.then_some(&self.state.params.w_dec[..]);
+        let norm = mean * self.grads.squared_norm(decoder).sqrt();
         if !norm.is_finite() {
             return Err(SaeError::Diverged { step: self.state.step, norm });
         }
@@ -244,57 +245,26 @@ fn centre(rows: &mut [f32], b_dec: &[f32]) {
     });
 }
 
-/// Removes the decoder gradient's component along each latent's row.
-fn project(params: &Parameters, grads: &mut Parameters) {
-    let d_out = params.d_out;
-    grads.w_dec.par_chunks_mut(d_out).zip(params.w_dec.par_chunks(d_out)).for_each(
-        |(grad, row)| {
+fn update(state: &mut State, grads: &Gradients, adam: &[AdamStep; TENSORS], unit_decoder: bool) {
+    let State { params, first, second, .. } = state;
+    let (d_in, d_out) = (params.d_in, params.d_out);
+    let moments = first.tensors_mut().into_iter().zip(second.tensors_mut());
+    let tensors = params.tensors_mut().into_iter().zip(grads.tensors().tensors()).zip(moments);
+    for (i, ((param, grad), (m, v))) in tensors.enumerate() {
+        let by_latent = [(ENCODER, d_in), (DECODER, d_out)].into_iter().find(|(t, _)| *t == i);
+        let width = by_latent.map_or(STRETCH, |(_, width)| width);
+        let chunks = param.par_chunks_mut(width).zip(grad.par_chunks(width));
+        let chunks = chunks.zip(m.par_chunks_mut(width).zip(v.par_chunks_mut(width)));
+        chunks.enumerate().for_each(|(n, ((param, grad), (m, v)))| {
+            let grad = (by_latent.is_none() || grads.is_touched(n)).then_some(grad);
             simd(
                 #[inline(always)]
-                || {
-                    let along = dot(grad, row) / dot(row, row).max(f32::MIN_POSITIVE);
-                    axpy(-along, row, grad);
-                },
+                || adam[i].update(param, grad, m, v),
             );
-        },
-    );
-}
-
-fn squared_norm(grads: &Parameters) -> f64 {
-    // Fixed blocks, added in order.
-    let of_block = |block: &[f32]| {
-        f64::from(simd(
-            #[inline(always)]
-            || dot(block, block),
-        ))
-    };
-    let of_tensor =
-        |t: &[f32]| t.par_chunks(STRETCH).map(of_block).collect::<Vec<_>>().iter().sum::<f64>();
-    grads.tensors().into_iter().map(of_tensor).sum()
-}
-
-fn update(state: &mut State, grads: &Parameters, adam: &[AdamStep; TENSORS], unit_decoder: bool) {
-    let State { params, first, second, .. } = state;
-    let d_out = params.d_out;
-    let moments = first.tensors_mut().into_iter().zip(second.tensors_mut());
-    let tensors = params.tensors_mut().into_iter().zip(grads.tensors()).zip(moments);
-    for (i, ((param, grad), (m, v))) in tensors.enumerate() {
-        let unit = unit_decoder && i == DECODER;
-        let width = if i == DECODER { d_out } else { STRETCH };
-        let chunks = param.par_chunks_mut(width).zip(grad.par_chunks(width));
-        chunks.zip(m.par_chunks_mut(width).zip(v.par_chunks_mut(width))).for_each(
-            |((param, grad), (m, v))| {
-                simd(
-                    #[inline(always)]
-                    || {
-                        adam[i].update(param, grad, m, v);
-                        if unit {
-                            normalise(param);
-                        }
-                    },
-                );
-            },
-        );
+            if unit_decoder && i == DECODER {
+                normalise(param);
+            }
+        });
     }
     params.threshold.iter_mut().for_each(|t| *t = t.max(0.0));
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::kernels::{
     product::{Matrix, Write, product},
-    sparse::{SparseRows, decode_add},
+    sparse::{SparseRows, reconstruct::decode_add},
 };
 
 /// Which pre-activations count as active.
@@ -106,7 +106,7 @@ impl Sae {
     pub fn decode(&self, latents: &SparseRows) -> Vec<f32> {
         let p = &self.params;
         let mut out = p.b_dec.repeat(latents.rows());
-        decode_add(latents, 0..p.d_sae, &p.w_dec, p.d_out, &mut out);
+        decode_add(latents, &p.w_dec, p.d_out, &mut out);
         out
     }
 

@@ -15,10 +15,13 @@ use super::{
 use crate::{
     kernels::{
         product::{Matrix, Write, product},
-        sparse::{OutputGrads, SparseRows, decode_add, entry_gradients},
+        sparse::{
+            SparseRows,
+            reconstruct::{Decoder, reconstruct},
+        },
         vector::{axpy, simd},
     },
-    sae::{Parameters, encode::Encoder},
+    sae::{Parameters, encode::Encoder, gradients::Gradients},
 };
 
 /// A block is sparse where at most one in so many of its entries has a gradient: the sparse loops
@@ -82,7 +85,7 @@ pub trait Elementwise<const C: usize>: Send + Sync {
         params: &Parameters,
         sums: &Sums,
         lambda: f64,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> f64 {
         add_norm_gradient(params, sums, lambda / sums.rows as f64, grads);
         lambda * sums.mean(|latent| latent.penalty)
@@ -121,7 +124,10 @@ struct Sparse<const C: usize> {
     rows: [SparseRows; C],
     /// Pre-activations without bias.
     a: Vec<f32>,
+    /// Gradients of the activations.
     grads: [Vec<f32>; C],
+    /// Those of one block, and the gradients of its outputs.
+    of_block: [Vec<f32>; 2],
 }
 
 /// Entries of one row: latents, pre-activations, activations.
@@ -140,7 +146,7 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             acts: empty(),
             grads: empty(),
             outputs: empty(),
-            sparse: Sparse { rows, a: vec![], grads: empty() },
+            sparse: Sparse { rows, a: vec![], grads: empty(), of_block: [vec![], vec![]] },
         }
     }
 
@@ -152,7 +158,7 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         params: &Parameters,
         batch: &Batch<'_>,
         first: usize,
-        (sums, grads, per_row): (&mut Sums, &mut Parameters, f32),
+        (sums, grads, per_row): (&mut Sums, &mut Gradients, f32),
     ) -> [f64; C] {
         let (d_in, d_out, d_sae) = (params.d_in, params.d_out, params.d_sae);
         let rows = self.pre.len() / d_sae;
@@ -160,10 +166,11 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         let output = first * d_out..(first + rows) * d_out;
         if self.is_sparse(params) {
             let kept = self.keep_entries(params);
+            let factors = [(2.0 / sums.rows as f64) as f32];
+            let decoder = Decoder { weights: &params.w_dec, d_out, ends: &[], factors: &factors };
             return std::array::from_fn(|c| {
                 let output = &mut self.outputs[c][output.clone()];
-                decode_add(&kept[c], 0..d_sae, &params.w_dec, d_out, output);
-                share * squared_error(output, d_out, share)
+                self.sparse.errors(c, &kept[c], &decoder, output) / sums.rows as f64
             });
         }
         self.sparse.push_empty(rows);
@@ -178,14 +185,14 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             self.grads[c].resize(rows * d_sae, 0.0);
             product(output, decoder.t(), &mut self.grads[c], Write::Replace, batch.threads);
             if !self.activation.is_detached(c) {
-                product(acts.t(), output, &mut grads.w_dec, Write::Add, batch.threads);
+                product(acts.t(), output, &mut grads.dense().w_dec, Write::Add, batch.threads);
             }
             squared
         });
         self.dense_backward(params, per_row, &mut sums.latents);
         let pre_grad = Matrix::new(&self.pre, rows, d_sae);
         let input = Matrix::new(&batch.input[first * d_in..][..rows * d_in], rows, d_in);
-        product(pre_grad.t(), input, &mut grads.w_enc, Write::Add, batch.threads);
+        product(pre_grad.t(), input, &mut grads.dense().w_enc, Write::Add, batch.threads);
         errors
     }
 
@@ -266,34 +273,35 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         &mut self,
         params: &Parameters,
         batch: &Batch<'_>,
-        (sums, grads, per_row): (&mut Sums, &mut Parameters, f32),
+        (sums, grads, per_row): (&mut Sums, &mut Gradients, f32),
     ) {
         let (d_in, d_out) = (params.d_in, params.d_out);
-        let Sparse { rows, a, grads: entry_grads } = &mut self.sparse;
-        for (c, entry_grads) in entry_grads.iter_mut().enumerate() {
-            let output = OutputGrads { ends: &[], grads: &self.outputs[c..=c] };
-            entry_gradients(&rows[c], &params.w_dec, d_out, output, entry_grads);
-        }
+        let Sparse { rows, a, grads: entry_grads, .. } = &self.sparse;
         let by_latent = rows[0].by_latent(params.d_sae);
         let (activation, outputs) = (&self.activation, &self.outputs);
-        let weights = grads.w_dec.par_chunks_mut(d_out).zip(grads.w_enc.par_chunks_mut(d_in));
-        weights.zip(&mut sums.latents).enumerate().for_each(|(latent, ((dec, enc), sums))| {
-            for (row, slot) in by_latent.of(latent) {
-                let (row, slot) = (*row as usize, *slot as usize);
-                let f = std::array::from_fn(|c| rows[c].value(slot));
-                let g = std::array::from_fn(|c| entry_grads[c][slot]);
-                let pre = sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
-                simd(
-                    #[inline(always)]
-                    || {
-                        for c in (0..C).filter(|c| f[*c] != 0.0 && !activation.is_detached(*c)) {
-                            axpy(f[c], &outputs[c][row * d_out..][..d_out], dec);
-                        }
-                        axpy(pre, &batch.input[row * d_in..][..d_in], enc);
-                    },
-                );
-            }
-        });
+        let latents = grads.latents().zip(&mut sums.latents).enumerate();
+        latents.filter(|(latent, _)| by_latent.fires(*latent)).for_each(
+            |(latent, (grads, sums))| {
+                let (dec, enc) = grads.rows();
+                for (row, slot) in by_latent.of(latent) {
+                    let (row, slot) = (*row as usize, *slot as usize);
+                    let f = std::array::from_fn(|c| rows[c].value(slot));
+                    let g = std::array::from_fn(|c| entry_grads[c][slot]);
+                    let pre =
+                        sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for c in (0..C).filter(|c| f[*c] != 0.0 && !activation.is_detached(*c))
+                            {
+                                axpy(f[c], &outputs[c][row * d_out..][..d_out], dec);
+                            }
+                            axpy(pre, &batch.input[row * d_in..][..d_in], enc);
+                        },
+                    );
+                }
+            },
+        );
     }
 }
 
@@ -303,7 +311,7 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         params: &Parameters,
         batch: &Batch<'_>,
         sums: &Sums,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) {
         let (own, auxiliary) = self.outputs.split_at_mut(1);
         for (c, output) in auxiliary.iter().enumerate() {
@@ -320,6 +328,23 @@ impl<const C: usize> Sparse<C> {
     fn clear(&mut self) {
         self.rows.iter_mut().for_each(SparseRows::clear);
         self.a.clear();
+        self.grads.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Turns the outputs of a block without latents, less the target, into the outputs' gradients,
+    /// and keeps those of the activations; returns the sum of squared errors.
+    fn errors(
+        &mut self,
+        c: usize,
+        kept: &SparseRows,
+        decoder: &Decoder<'_>,
+        output: &mut [f32],
+    ) -> f64 {
+        let [entry_grads, grads] = &mut self.of_block;
+        let squared = reconstruct(kept, decoder, output, grads, entry_grads);
+        output.copy_from_slice(grads);
+        self.grads[c].extend_from_slice(entry_grads);
+        squared.iter().sum()
     }
 
     /// The rows of a dense block.
@@ -344,7 +369,7 @@ impl<E: Elementwise<C>, const C: usize> Objective for Dense<E, C> {
         params: &Parameters,
         batch: Batch<'_>,
         firing: &mut Firing,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> Losses {
         let mut sums = Sums::new(batch.rows(params), params.d_sae);
         let lambda = self.coefficient * batch.sparsity;

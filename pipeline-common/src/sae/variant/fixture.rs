@@ -14,6 +14,7 @@ use super::{
 };
 use crate::sae::{
     Parameters,
+    gradients::Gradients,
     init::normalise,
     parameters::{Shape, transpose},
 };
@@ -58,10 +59,10 @@ fn run_on(
     firing: &mut Firing,
 ) -> (Losses, Parameters) {
     let (x, target) = (rows(), minus(&rows(), &p.b_dec));
-    let mut grads = p.zeros_like();
+    let mut grads = Gradients::new(p.shape());
     let input = if centred { &target } else { &x };
     let batch = Batch { input, target: &target, centred, threads: 1, sparsity: 1.0, step: 1 };
-    (objective.accumulate(p, batch, firing, &mut grads), grads)
+    (objective.accumulate(p, batch, firing, &mut grads), grads.dense().clone())
 }
 
 fn run(p: &Parameters, objective: &mut dyn Objective) -> (Losses, Parameters) {
@@ -240,11 +241,11 @@ fn sparse_and_dense_blocks_agree() {
     p.threshold = wave(d_sae, 0.05, 0.7, 0.1).iter().map(|t| t.abs()).collect();
     let input = wave(rows * d_in, 1.0, 1.3, 0.4);
     let run = |objective: &mut dyn Objective| {
-        let mut grads = p.zeros_like();
+        let mut grads = Gradients::new(p.shape());
         let (target, centred) = (&input[..], true);
         let batch = Batch { input: &input, target, centred, threads: 2, sparsity: 0.5, step: 3 };
         let losses = objective.accumulate(&p, batch, &mut Firing::new(d_sae, 9), &mut grads);
-        (losses, grads)
+        (losses, grads.dense().clone())
     };
     type Make = fn() -> Box<dyn Sparsable>;
     let makes: [Make; 5] = [

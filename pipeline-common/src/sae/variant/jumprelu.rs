@@ -5,7 +5,7 @@ use super::{
     dense::{Elementwise, Entry, EntryGrad},
     penalty::{Sums, add_norm_gradient},
 };
-use crate::sae::Parameters;
+use crate::sae::{Parameters, gradients::Gradients};
 
 /// What is penalised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,7 +126,7 @@ impl Elementwise<1> for JumpRelu {
         params: &Parameters,
         sums: &Sums,
         lambda: f64,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> f64 {
         let (loss, per_l0) = match self.sparsity {
             Sparsity::Step => (lambda * sums.l0(), lambda),
@@ -140,7 +140,8 @@ impl Elementwise<1> for JumpRelu {
             }
         };
         let per_row = per_l0 / sums.rows as f64 / f64::from(self.bandwidth);
-        for (l, grad) in grads.threshold.iter_mut().enumerate() {
+        let [_, threshold, ..] = grads.small().own;
+        for (l, grad) in threshold.iter_mut().enumerate() {
             *grad -= (per_row * self.window_rows(params, sums, l) as f64) as f32;
         }
         loss
@@ -160,7 +161,7 @@ mod tests {
         let mut params = Parameters::zeros(Shape::jumprelu(1, 1));
         params.threshold[0] = 1.0;
         params.w_enc[0] = 1.0;
-        let mut grads = params.zeros_like();
+        let mut grads = Gradients::new(params.shape());
         let mut objective = Dense::new(JumpRelu::new(0.1).with(Sparsity::Step, window), 1.0);
         let batch = Batch {
             input: &[a],
@@ -171,7 +172,7 @@ mod tests {
             step: 0,
         };
         objective.accumulate(&params, batch, &mut Firing::new(1, 1), &mut grads);
-        grads.threshold[0]
+        grads.tensors().threshold[0]
     }
 
     #[test]

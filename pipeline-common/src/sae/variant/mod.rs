@@ -16,7 +16,7 @@ pub mod topk;
 
 use rayon::prelude::*;
 
-use super::Parameters;
+use super::{Parameters, gradients::Gradients};
 use crate::kernels::{
     columns::{column_sums, weighted_sums},
     product::{Matrix, Write, product},
@@ -120,7 +120,7 @@ pub trait Objective: Send {
         params: &Parameters,
         batch: Batch<'_>,
         firing: &mut Firing,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> Losses;
 
     /// What is carried from step to step beside the parameters; a checkpoint holds it.
@@ -149,8 +149,8 @@ fn without_latents(params: &Parameters, batch: &Batch<'_>, out: &mut Vec<f32>) {
     }
 }
 
-/// Adds the gradients of what lies behind all latents, given that of the output,
-/// `[rows, d_out]`: b_dec, and the path around the latents where there is one.
+/// Adds the gradients of what lies behind all latents, given that of the output, the first d_out of
+/// each of the rows of `grad_output`: b_dec, and the path around the latents where there is one.
 ///
 /// b_dec acts through the output, and where inputs are centred through the encoder's input, where
 /// row by row it is -Σ g W_enc = -(the pre-activations' gradient) W_enc; `pre_grad` is the latter
@@ -160,19 +160,20 @@ fn add_output_gradients(
     batch: &Batch<'_>,
     grad_output: &[f32],
     pre_grad: &[f32],
-    grads: &mut Parameters,
+    grads: &mut Gradients,
 ) {
-    let mut sum = column_sums(grad_output, params.d_out);
+    let (rows, small) = (batch.rows(params), grads.small());
+    let width = grad_output.len() / rows;
+    let mut sum = column_sums(grad_output, width);
     if batch.centred {
         let through_encoder = weighted_sums(&params.w_enc, pre_grad, params.d_in);
         sum.iter_mut().zip(through_encoder).for_each(|(s, t)| *s -= t);
     }
-    grads.b_dec.iter_mut().zip(sum).for_each(|(g, s)| *g += s as f32);
-    if !grads.w_skip.is_empty() {
-        let rows = batch.rows(params);
-        let output = Matrix::new(grad_output, rows, params.d_out).t();
+    small.b_dec.iter_mut().zip(sum).for_each(|(g, s)| *g += s as f32);
+    if !small.w_skip.is_empty() {
+        let output = Matrix::new(grad_output, rows, width).columns(params.d_out).t();
         let input = Matrix::new(batch.input, rows, params.d_in);
-        product(output, input, &mut grads.w_skip, Write::Add, batch.threads);
+        product(output, input, small.w_skip, Write::Add, batch.threads);
     }
 }
 

@@ -4,7 +4,10 @@
 use rayon::prelude::*;
 
 use super::dense::{Elementwise, Entry};
-use crate::{kernels::vector::axpy, sae::Parameters};
+use crate::{
+    kernels::vector::{axpy, simd},
+    sae::{Parameters, gradients::Gradients},
+};
 
 /// Sums over a batch.
 #[derive(Clone, Debug)]
@@ -53,9 +56,8 @@ impl Sums {
     }
 
     /// Adds what was summed of the latents' own gradients.
-    pub fn add_to(&self, grads: &mut Parameters) {
-        let own = [&mut grads.b_enc, &mut grads.threshold, &mut grads.r_mag, &mut grads.b_mag];
-        for (i, tensor) in own.into_iter().enumerate() {
+    pub fn add_to(&self, grads: &mut Gradients) {
+        for (i, tensor) in grads.small().own.into_iter().enumerate() {
             tensor.iter_mut().zip(&self.latents).for_each(|(g, latent)| *g += latent.own[i] as f32);
         }
     }
@@ -91,13 +93,16 @@ impl LatentSums {
 
 /// Adds the gradient of a penalty `per_row · Σ p(f‖W_dec‖)` with respect to the decoder, whose
 /// derivative with respect to each norm is summed in `pull`.
-pub fn add_norm_gradient(params: &Parameters, sums: &Sums, per_row: f64, grads: &mut Parameters) {
-    let d_out = params.d_out;
-    let rows = grads.w_dec.par_chunks_mut(d_out).zip(params.w_dec.par_chunks(d_out));
-    rows.zip(&sums.latents).for_each(|((grad, row), latent)| {
+pub fn add_norm_gradient(params: &Parameters, sums: &Sums, per_row: f64, grads: &mut Gradients) {
+    let latents = grads.latents().zip(params.w_dec.par_chunks(params.d_out)).zip(&sums.latents);
+    latents.filter(|(_, sums)| sums.pull != 0.0).for_each(|((grads, row), sums)| {
         let norm = f64::from(crate::sae::parameters::norm(row));
-        if latent.pull != 0.0 && norm > 0.0 {
-            axpy((per_row * latent.pull / norm) as f32, row, grad);
+        if norm > 0.0 {
+            let (dec, _) = grads.rows();
+            simd(
+                #[inline(always)]
+                || axpy((per_row * sums.pull / norm) as f32, row, dec),
+            );
         }
     });
 }

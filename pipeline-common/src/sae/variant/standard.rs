@@ -8,7 +8,7 @@ use super::{
     dense::{Elementwise, Entry, EntryGrad},
     penalty::{Sums, add_norm_gradient},
 };
-use crate::sae::Parameters;
+use crate::sae::{Parameters, gradients::Gradients};
 
 /// Batches whose penalties are compared when p changes.
 const COMPARED: usize = 10;
@@ -136,7 +136,7 @@ impl Elementwise<1> for Standard {
         params: &Parameters,
         sums: &Sums,
         lambda: f64,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> f64 {
         let penalty = sums.mean(|latent| latent.penalty);
         if self.anneal.is_none() {

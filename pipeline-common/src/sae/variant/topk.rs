@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Batch, Firing, Losses, Objective, add_output_gradients, squared_error,
+    Batch, Firing, Losses, Objective, add_output_gradients,
     threshold::{Running, Threshold, mean_of_rows, of_batch},
     without_latents,
 };
@@ -15,14 +15,15 @@ use crate::{
     kernels::{
         columns::row_variance,
         sparse::{
-            Backward, ByLatent, OutputGrads, SparseRows, decode_add, entry_gradients,
-            latent_gradients,
+            ByLatent, SparseRows,
+            gradients::Backward,
+            reconstruct::{Decoder, OutputGrads, reconstruct},
         },
-        vector::simd,
     },
     sae::{
         Parameters,
         encode::{Encoder, Scratch},
+        gradients::Gradients,
     },
 };
 
@@ -101,8 +102,9 @@ pub struct Prefix {
 #[derive(Debug, Default)]
 struct Pass {
     active: SparseRows,
-    /// The output's error, then its gradient, of each group of latents, `[rows, d_out]`.
-    grads: Vec<Vec<f32>>,
+    /// Gradients of the outputs, see [`OutputGrads`].
+    grads: Vec<f32>,
+    /// Gradients of the activations.
     entry_grad: Vec<f32>,
 }
 
@@ -116,6 +118,8 @@ pub struct TopK {
     ends: Vec<usize>,
     aux: Aux,
     threshold: Threshold,
+    /// `output - target`, `[rows, d_out]`.
+    error: Vec<f32>,
     main: Pass,
     revival: Pass,
     /// Gradient of the pre-activations, summed over rows, `[d_sae]`.
@@ -132,6 +136,7 @@ impl TopK {
             ends: vec![],
             aux,
             threshold: Threshold::new(running),
+            error: vec![],
             main: Pass::default(),
             revival: Pass::default(),
             pre_grad: vec![],
@@ -166,43 +171,23 @@ impl TopK {
         self.threshold.update(batch.step, smallest);
     }
 
-    /// Decodes prefix by prefix; leaves in `self.main.grads` the gradient of the output of each
-    /// group of latents, which is that of every prefix it belongs to. Returns the whole's squared
-    /// error, that of all prefixes with their weights, and the last's error, `target - output`.
-    fn decode(&mut self, params: &Parameters, batch: &Batch<'_>) -> (f64, f64, Vec<f32>) {
-        let (d_out, Pass { active, grads, .. }) = (params.d_out, &mut self.main);
-        grads.resize(self.prefixes.len(), vec![]);
-        let mut output = vec![];
-        without_latents(params, batch, &mut output);
-        let (mut begin, mut mse, mut weighted) = (0, 0.0, 0.0);
-        for (prefix, grad) in self.prefixes.iter().zip(grads.iter_mut()) {
-            let end = prefix.latents.min(params.d_sae);
-            decode_add(active, begin..end, &params.w_dec, d_out, &mut output);
-            grad.clear();
-            grad.extend_from_slice(&output);
-            mse = squared_error(grad, d_out, prefix.weight);
-            weighted += prefix.weight * mse;
-            begin = end;
-        }
-        for group in (1..grads.len()).rev() {
-            let (before, after) = grads.split_at_mut(group);
-            let pairs = before[group - 1].par_iter_mut().zip(&after[0]);
-            pairs.for_each(|(earlier, later)| *earlier += later);
-        }
-        output.par_iter_mut().for_each(|x| *x = -*x);
-        (mse, weighted, output)
+    /// Decodes and goes back to the activations, prefix by prefix. Returns the whole's squared
+    /// error and that of all prefixes with their weights.
+    fn decode(&mut self, params: &Parameters, batch: &Batch<'_>) -> (f64, f64) {
+        let rows = batch.rows(params) as f64;
+        without_latents(params, batch, &mut self.error);
+        let factors: Vec<f32> =
+            self.prefixes.iter().map(|p| (2.0 * p.weight / rows) as f32).collect();
+        let squared = self.main.reconstruct(params, &self.ends, &factors, &mut self.error);
+        let mse = |group| squared.iter().skip(group).step_by(factors.len()).sum::<f64>() / rows;
+        let weighted = self.prefixes.iter().enumerate().map(|(g, p)| p.weight * mse(g)).sum();
+        (mse(factors.len() - 1), weighted)
     }
 
-    /// The auxiliary loss and, in `self.revival`, its gradients. `residual` is `target - output`,
-    /// detached; `dead` is not empty.
-    fn revive(
-        &mut self,
-        params: &Parameters,
-        batch: &Batch<'_>,
-        dead: &[usize],
-        residual: &[f32],
-    ) -> f64 {
-        let (d_in, d_out) = (params.d_in, params.d_out);
+    /// The auxiliary loss and, in `self.revival`, its gradients; the dead latents' output is to be
+    /// the residual, which is a constant here. `dead` is not empty. Uses up `self.error`.
+    fn revive(&mut self, params: &Parameters, batch: &Batch<'_>, dead: &[usize]) -> f64 {
+        let d_in = params.d_in;
         let gather = |t: &[f32], width: usize| -> Vec<f32> {
             dead.iter().flat_map(|l| t[l * width..(l + 1) * width].iter().copied()).collect()
         };
@@ -215,22 +200,17 @@ impl TopK {
         encoder.top_k(batch.input, k, floor, &mut self.scratch, &mut pass.active);
         pass.active.rename(dead);
         let weight = match self.aux.form {
-            AuxForm::Normalised => 1.0 / row_variance(residual, d_out),
+            AuxForm::Normalised => 1.0 / row_variance(&self.error, params.d_out),
             AuxForm::Scaled => (dead.len() as f64 / self.aux.k as f64).min(1.0),
         };
         if !weight.is_finite() {
             pass.active.reset(0, 0);
             return 0.0;
         }
-        pass.grads.resize(1, vec![]);
-        let grad = &mut pass.grads[0];
-        grad.clear();
-        grad.par_extend(residual.par_iter().map(|t| -t));
-        decode_add(&pass.active, 0..params.d_sae, &params.w_dec, d_out, grad);
-        let error = squared_error(grad, d_out, self.aux.coefficient * weight);
-        let output = OutputGrads { ends: &[], grads: &pass.grads };
-        entry_gradients(&pass.active, &params.w_dec, d_out, output, &mut pass.entry_grad);
-        error * weight
+        let rows = batch.rows(params) as f64;
+        let factor = (2.0 * self.aux.coefficient * weight / rows) as f32;
+        let squared = pass.reconstruct(params, &[], &[factor], &mut self.error);
+        weight * squared.iter().sum::<f64>() / rows
     }
 
     /// The latents that are dead for this batch's auxiliary loss.
@@ -251,42 +231,48 @@ impl TopK {
         input: &[f32],
         main: &ByLatent,
         revived: Option<&ByLatent>,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) {
-        let mut pre_grad = std::mem::take(&mut self.pre_grad);
-        pre_grad.clear();
-        pre_grad.resize(grads.d_sae, 0.0);
-        let main = self.main.backward(&self.ends, main, input);
-        let revived = revived.map(|by_latent| self.revival.backward(&[], by_latent, input));
-        let decoder = grads.w_dec.par_chunks_mut(grads.d_out);
-        let latents = decoder.zip(grads.w_enc.par_chunks_mut(grads.d_in)).zip(&mut pre_grad);
-        latents.enumerate().for_each(|(latent, ((dec, enc), pre))| {
-            simd(
-                #[inline(always)]
-                || {
-                    latent_gradients(&main, latent, dec, enc, pre);
-                    if let Some(revived) = &revived {
-                        latent_gradients(revived, latent, dec, enc, pre);
-                    }
-                },
-            );
+        let d_out = self.error.len() / self.main.active.rows();
+        let mut passes = vec![self.main.backward(&self.ends, main, input, d_out)];
+        passes.extend(revived.map(|r| self.revival.backward(&[], r, input, d_out)));
+        let latents = grads.latents().zip(&mut self.pre_grad).enumerate();
+        latents.for_each(|(latent, (grads, pre))| {
+            *pre = passes.iter().map(|pass| pass.pre(latent)).sum();
+            if passes.iter().any(|pass| pass.by_latent.fires(latent)) {
+                let (dec, enc) = grads.rows();
+                passes.iter().for_each(|pass| pass.add(latent, dec, enc));
+            }
         });
-        grads.b_enc.iter_mut().zip(&pre_grad).for_each(|(b, g)| *b += g);
-        self.pre_grad = pre_grad;
+        let [b_enc, ..] = grads.small().own;
+        b_enc.iter_mut().zip(&self.pre_grad).for_each(|(b, g)| *b += g);
     }
 }
 
 impl Pass {
+    /// Decodes onto `error` and goes back to the activations; see [`reconstruct`].
+    fn reconstruct(
+        &mut self,
+        params: &Parameters,
+        ends: &[usize],
+        factors: &[f32],
+        error: &mut [f32],
+    ) -> Vec<f64> {
+        let decoder = Decoder { weights: &params.w_dec, d_out: params.d_out, ends, factors };
+        reconstruct(&self.active, &decoder, error, &mut self.grads, &mut self.entry_grad)
+    }
+
     fn backward<'a>(
         &'a self,
         ends: &'a [usize],
         by_latent: &'a ByLatent,
         input: &'a [f32],
+        d_out: usize,
     ) -> Backward<'a> {
         Backward {
             active: &self.active,
             by_latent,
-            grad: OutputGrads { ends, grads: &self.grads },
+            grad: OutputGrads { ends, d_out, grads: &self.grads },
             entry_grad: &self.entry_grad,
             input,
         }
@@ -299,22 +285,20 @@ impl Objective for TopK {
         params: &Parameters,
         batch: Batch<'_>,
         firing: &mut Firing,
-        grads: &mut Parameters,
+        grads: &mut Gradients,
     ) -> Losses {
         let rows = batch.rows(params);
         self.encode(params, &batch);
-        let (mse, weighted, residual) = self.decode(params, &batch);
-        let pass = &mut self.main;
-        let output = OutputGrads { ends: &self.ends, grads: &pass.grads };
-        entry_gradients(&pass.active, &params.w_dec, params.d_out, output, &mut pass.entry_grad);
-        let by_latent = pass.active.by_latent(params.d_sae);
+        let (mse, weighted) = self.decode(params, &batch);
+        let by_latent = self.main.active.by_latent(params.d_sae);
         let dead = self.dead(rows, &by_latent, firing);
-        let aux = if dead.is_empty() { 0.0 } else { self.revive(params, &batch, &dead, &residual) };
+        let aux = if dead.is_empty() { 0.0 } else { self.revive(params, &batch, &dead) };
         let revived = (!dead.is_empty()).then(|| self.revival.active.by_latent(params.d_sae));
+        self.pre_grad.resize(params.d_sae, 0.0);
         self.add_gradients(batch.input, &by_latent, revived.as_ref(), grads);
         // The auxiliary reconstruction has no b_dec; every prefix has, and their gradients are
         // all in the first group's.
-        add_output_gradients(params, &batch, &self.main.grads[0], &self.pre_grad, grads);
+        add_output_gradients(params, &batch, &self.main.grads, &self.pre_grad, grads);
         Losses {
             mse,
             aux,

@@ -1,13 +1,15 @@
 //! Rows with few active latents: storage, decoding, and gradients by latent.
 //!
 //! Decoding and the gradients of both matrices touch only the active latents of each row:
-//! 2·active·d_in FLOP each, where a dense product would take 2·d_sae·d_in a row.
+//! 2·active·d_in FLOP each, where a dense product would take 2·d_sae·d_in a row. What limits them
+//! is how often a matrix is read from main memory, not arithmetic.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::vector::{axpy, dot, simd};
+pub mod gradients;
+pub mod reconstruct;
 
 /// Active latents of some rows, in ascending order of latent.
 #[derive(Clone, Debug, Default)]
@@ -166,103 +168,6 @@ impl ByLatent {
     }
 }
 
-/// Gradients of reconstructions, `[rows, d_out]` each: that of latents up to `ends[0]`, of those
-/// from there up to `ends[1]`, ..., of all others.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputGrads<'a> {
-    /// Ascending; one fewer than `grads`.
-    pub ends: &'a [usize],
-    /// The gradients.
-    pub grads: &'a [Vec<f32>],
-}
-
-impl<'a> OutputGrads<'a> {
-    #[inline(always)]
-    fn of(&self, latent: usize) -> &'a [f32] {
-        &self.grads[self.ends.iter().take_while(|end| **end <= latent).count()]
-    }
-}
-
-/// `out[row] += Σ value · decoder[latent]` over the active ones of `latents`; `decoder` is
-/// `[d_sae, d_out]`, `out` is `[rows, d_out]`.
-pub fn decode_add(
-    active: &SparseRows,
-    latents: Range<usize>,
-    decoder: &[f32],
-    d_out: usize,
-    out: &mut [f32],
-) {
-    out.par_chunks_mut(d_out).enumerate().for_each(|(row, out)| {
-        simd(
-            #[inline(always)]
-            || {
-                let (index, value) = active.row(row);
-                for (l, v) in index.iter().zip(value) {
-                    if latents.contains(&(*l as usize)) {
-                        axpy(*v, &decoder[*l as usize * d_out..][..d_out], out);
-                    }
-                }
-            },
-        );
-    });
-}
-
-/// The gradient of every active entry, `grad · decoder[latent]`, in the slots of `active`.
-pub fn entry_gradients(
-    active: &SparseRows,
-    decoder: &[f32],
-    d_out: usize,
-    grad: OutputGrads<'_>,
-    out: &mut Vec<f32>,
-) {
-    out.resize(active.value.len(), 0.0);
-    active.cut(out).into_par_iter().enumerate().for_each(|(row, out)| {
-        simd(
-            #[inline(always)]
-            || {
-                for (out, l) in out.iter_mut().zip(active.row(row).0) {
-                    let latent = *l as usize;
-                    let grad = &grad.of(latent)[row * d_out..][..d_out];
-                    *out = dot(grad, &decoder[latent * d_out..][..d_out]);
-                }
-            },
-        );
-    });
-}
-
-/// What [`latent_gradients`] reads for one set of active latents.
-#[derive(Clone, Copy, Debug)]
-pub struct Backward<'a> {
-    /// The activations.
-    pub active: &'a SparseRows,
-    /// The same by latent.
-    pub by_latent: &'a ByLatent,
-    /// Gradients of the reconstruction.
-    pub grad: OutputGrads<'a>,
-    /// Gradient of each active entry's pre-activation.
-    pub entry_grad: &'a [f32],
-    /// The encoder's input, `[rows, d_in]`.
-    pub input: &'a [f32],
-}
-
-/// Adds latent `l`'s gradients: its decoder row, its encoder row and its encoder bias.
-#[inline(always)]
-pub fn latent_gradients(
-    b: &Backward<'_>,
-    latent: usize,
-    dec: &mut [f32],
-    enc: &mut [f32],
-    bias: &mut f32,
-) {
-    let (d_out, d_in, grad) = (dec.len(), enc.len(), b.grad.of(latent));
-    for (row, slot) in b.by_latent.of(latent) {
-        let (row, slot) = (*row as usize, *slot as usize);
-        axpy(b.active.value[slot], &grad[row * d_out..][..d_out], dec);
-        axpy(b.entry_grad[slot], &b.input[row * d_in..][..d_in], enc);
-        *bias += b.entry_grad[slot];
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -276,54 +181,5 @@ pub(crate) mod tests {
             rows.push(&index, &value);
         }
         rows
-    }
-
-    #[test]
-    fn everything_equals_the_dense_products() {
-        let (rows, d_sae, d_in) = (5, 11, 37);
-        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
-        let dense: Vec<f32> =
-            (0..rows * d_sae).map(|i| if i % 3 == 0 { 1.0 + i as f32 } else { 0.0 }).collect();
-        let active = from_dense(&dense, d_sae);
-        let (decoder, grad, input) =
-            (wave(d_sae * d_in, 0.3), wave(rows * d_in, 0.7), wave(rows * d_in, 1.1));
-        let mut out = vec![0.5; rows * d_in];
-        decode_add(&active, 0..d_sae, &decoder, d_in, &mut out);
-        let mut entry_grad = vec![];
-        let grads = [grad.clone()];
-        let output = OutputGrads { ends: &[], grads: &grads };
-        entry_gradients(&active, &decoder, d_in, output, &mut entry_grad);
-        let by_latent = active.by_latent(d_sae);
-        let b = Backward {
-            active: &active,
-            by_latent: &by_latent,
-            grad: output,
-            entry_grad: &entry_grad,
-            input: &input,
-        };
-        for r in 0..rows {
-            for c in 0..d_in {
-                let want: f32 =
-                    (0..d_sae).map(|l| dense[r * d_sae + l] * decoder[l * d_in + c]).sum();
-                assert!((out[r * d_in + c] - 0.5 - want).abs() < 1e-3);
-            }
-        }
-        for l in 0..d_sae {
-            let (mut dec, mut enc, mut bias) = (vec![0.0; d_in], vec![0.0; d_in], 0.0);
-            latent_gradients(&b, l, &mut dec, &mut enc, &mut bias);
-            let on = |r: &usize| dense[r * d_sae + l] != 0.0;
-            let g = |r: usize| -> f32 {
-                (0..d_in).map(|c| grad[r * d_in + c] * decoder[l * d_in + c]).sum()
-            };
-            let want_bias: f32 = (0..rows).filter(on).map(g).sum();
-            assert!((bias - want_bias).abs() < 1e-4);
-            assert_eq!(by_latent.fires(l), (0..rows).any(|r| on(&r)));
-            for c in 0..d_in {
-                let want: f32 = (0..rows).map(|r| dense[r * d_sae + l] * grad[r * d_in + c]).sum();
-                assert!((dec[c] - want).abs() < 1e-3);
-                let want: f32 = (0..rows).filter(on).map(|r| g(r) * input[r * d_in + c]).sum();
-                assert!((enc[c] - want).abs() < 1e-3);
-            }
-        }
     }
 }

@@ -1,0 +1,214 @@
+//! Decoding, and with the rows' errors at hand the gradients of their activations.
+//!
+//! A row's latents are read once for both: it is decoded, its error becomes the output's gradient,
+//! and that is multiplied with the same decoder rows while they are in the second-level cache.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{
+    super::vector::{axpy, dot, simd, squared_norm},
+    SparseRows,
+};
+
+/// Bytes of decoder rows that stay in the second-level cache beside the rest.
+const CACHE_BYTES: usize = 1 << 20;
+/// Columns are a multiple of this.
+const LANES: usize = 64;
+
+/// A decoder, of which groups of latents may have reconstructions of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoder<'a> {
+    /// `[d_sae, d_out]`.
+    pub weights: &'a [f32],
+    /// Width of the output.
+    pub d_out: usize,
+    /// Latents up to the first of these are the first group, from there up to the second the
+    /// second, ..., all others the last. The reconstruction of a group is that of its latents and
+    /// of all before.
+    pub ends: &'a [usize],
+    /// What makes a reconstruction's gradient of its error; one more than `ends`.
+    pub factors: &'a [f32],
+}
+
+/// Gradients with respect to the outputs of each group's latents, `[rows, groups, d_out]`.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputGrads<'a> {
+    /// As in [`Decoder::ends`].
+    pub ends: &'a [usize],
+    /// Width of the output.
+    pub d_out: usize,
+    /// The gradients.
+    pub grads: &'a [f32],
+}
+
+impl<'a> OutputGrads<'a> {
+    /// That of a row with respect to the outputs of a latent, `[d_out]`.
+    #[inline(always)]
+    pub fn of(&self, row: usize, latent: usize) -> &'a [f32] {
+        let group = self.ends.iter().take_while(|end| **end <= latent).count();
+        &self.grads[(row * (self.ends.len() + 1) + group) * self.d_out..][..self.d_out]
+    }
+}
+
+/// `out[row] += Σ value · decoder[latent]`; `decoder` is `[d_sae, d_out]`, `out` is
+/// `[rows, d_out]`.
+pub fn decode_add(active: &SparseRows, decoder: &[f32], d_out: usize, out: &mut [f32]) {
+    out.par_chunks_mut(d_out).enumerate().for_each(|(row, out)| {
+        simd(
+            #[inline(always)]
+            || {
+                let (index, value) = active.row(row);
+                for (l, v) in index.iter().zip(value) {
+                    axpy(*v, &decoder[*l as usize * d_out..][..d_out], out);
+                }
+            },
+        );
+    });
+}
+
+/// Decodes `active` and goes back to its activations.
+///
+/// `error`, `[rows, d_out]`, holds the output without latents less the target, and then the whole
+/// output's error. `grads`, `[rows, groups, d_out]`, become [`OutputGrads`]: a group's latents take
+/// part in its own reconstruction and in those of all groups after it. `entry_grad` becomes the
+/// gradient of every slot of `active`. Returns each group's squared errors, `[rows, groups]`.
+pub fn reconstruct(
+    active: &SparseRows,
+    decoder: &Decoder<'_>,
+    error: &mut [f32],
+    grads: &mut Vec<f32>,
+    entry_grad: &mut Vec<f32>,
+) -> Vec<f64> {
+    let groups = decoder.factors.len();
+    let width = groups * decoder.d_out;
+    grads.resize(active.rows() * width, 0.0);
+    entry_grad.resize(active.value.len(), 0.0);
+    let mut squared = vec![0.0; active.rows() * groups];
+    let rows = error.par_chunks_mut(decoder.d_out).zip(grads.par_chunks_mut(width));
+    let rows = rows.zip(active.cut(entry_grad)).zip(squared.par_chunks_mut(groups));
+    rows.enumerate().for_each(|(row, (((error, grads), entry_grad), squared))| {
+        let (index, value) = active.row(row);
+        simd(
+            #[inline(always)]
+            || Row { decoder, index, value }.run(error, grads, entry_grad, squared),
+        );
+    });
+    squared
+}
+
+/// One row's active latents.
+struct Row<'a> {
+    decoder: &'a Decoder<'a>,
+    index: &'a [u32],
+    value: &'a [f32],
+}
+
+impl Row<'_> {
+    /// As [`reconstruct`], for one row. Columns do not depend on each other but for the sums at
+    /// the end, so few are taken at a time if there are many latents.
+    #[inline(always)]
+    fn run(&self, error: &mut [f32], grads: &mut [f32], entry_grad: &mut [f32], sums: &mut [f64]) {
+        let d_out = self.decoder.d_out;
+        let most = CACHE_BYTES / size_of::<f32>() / self.index.len().max(1);
+        let step = (most / LANES * LANES).max(4 * LANES);
+        entry_grad.fill(0.0);
+        for begin in (0..d_out).step_by(step) {
+            let columns = begin..d_out.min(begin + step);
+            self.decode(&columns, error, grads, sums);
+            for (l, out) in self.index.iter().zip(entry_grad.iter_mut()) {
+                let group = self.decoder.ends.iter().take_while(|e| **e <= *l as usize).count();
+                let grad = &grads[group * d_out..][columns.clone()];
+                *out += dot(grad, self.weights(*l, &columns));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode(
+        &self,
+        columns: &Range<usize>,
+        error: &mut [f32],
+        grads: &mut [f32],
+        sums: &mut [f64],
+    ) {
+        let Decoder { d_out, ends, factors, .. } = *self.decoder;
+        let error = &mut error[columns.clone()];
+        let mut next = 0;
+        for (group, factor) in factors.iter().enumerate() {
+            let end = ends.get(group).copied().unwrap_or(usize::MAX);
+            while let Some(l) = self.index.get(next).filter(|l| (**l as usize) < end) {
+                axpy(self.value[next], self.weights(*l, columns), error);
+                next += 1;
+            }
+            sums[group] += squared_norm(error);
+            let grad = &mut grads[group * d_out..][columns.clone()];
+            grad.iter_mut().zip(error.iter()).for_each(|(g, e)| *g = factor * e);
+        }
+        for group in (1..factors.len()).rev() {
+            let (before, after) = grads.split_at_mut(group * d_out);
+            let earlier = &mut before[(group - 1) * d_out..][columns.clone()];
+            axpy(1.0, &after[columns.clone()], earlier);
+        }
+    }
+
+    #[inline(always)]
+    fn weights(&self, latent: u32, columns: &Range<usize>) -> &[f32] {
+        &self.decoder.weights[latent as usize * self.decoder.d_out..][columns.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::from_dense, *};
+
+    fn wave(n: usize, step: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * step).sin()).collect()
+    }
+
+    /// Two reconstructions against the dense formula, with so many latents that columns are taken
+    /// in parts.
+    #[test]
+    fn groups_equal_the_dense_products() {
+        let (rows, d_sae, d_out, ends) = (3, 1500, 700, [900]);
+        let dense: Vec<f32> = (0..rows * d_sae)
+            .map(|i| if i % 7 == 6 { 0.0 } else { 0.1 + (i as f32 * 0.9).sin().abs() })
+            .collect();
+        let (weights, start) = (wave(d_sae * d_out, 0.3), wave(rows * d_out, 0.7));
+        let active = from_dense(&dense, d_sae);
+        let factors = [0.5, 2.0];
+        let decoder = Decoder { weights: &weights, d_out, ends: &ends, factors: &factors };
+        let (mut error, mut grads, mut entry_grad) = (start.clone(), vec![], vec![]);
+        let squared = reconstruct(&active, &decoder, &mut error, &mut grads, &mut entry_grad);
+
+        let mut decoded = start.clone();
+        decode_add(&active, &weights, d_out, &mut decoded);
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a}, {b}");
+        let output = OutputGrads { ends: &ends, d_out, grads: &grads };
+        for r in 0..rows {
+            let partial = |end: usize, c: usize| -> f64 {
+                let term = |l: usize| f64::from(dense[r * d_sae + l] * weights[l * d_out + c]);
+                f64::from(start[r * d_out + c]) + (0..end).map(term).sum::<f64>()
+            };
+            let first: Vec<f64> = (0..d_out).map(|c| partial(900, c)).collect();
+            let whole: Vec<f64> = (0..d_out).map(|c| partial(d_sae, c)).collect();
+            close(squared[2 * r], first.iter().map(|e| e * e).sum());
+            close(squared[2 * r + 1], whole.iter().map(|e| e * e).sum());
+            for c in 0..d_out {
+                close(f64::from(error[r * d_out + c]), whole[c]);
+                close(f64::from(decoded[r * d_out + c]), whole[c]);
+                close(f64::from(output.of(r, 899)[c]), 0.5 * first[c] + 2.0 * whole[c]);
+                close(f64::from(output.of(r, 900)[c]), 2.0 * whole[c]);
+            }
+            for (slot, l) in active.slots(r).zip(active.row(r).0).step_by(101) {
+                let l = *l as usize;
+                let grad = output.of(r, l).iter().zip(&weights[l * d_out..][..d_out]);
+                close(
+                    f64::from(entry_grad[slot]),
+                    grad.map(|(g, w)| f64::from(*g) * f64::from(*w)).sum(),
+                );
+            }
+        }
+    }
+}
