@@ -46,7 +46,7 @@ fn save(dir: &Path, activation: Activation) {
     let sae = random_sae(activation);
     saelens::save(dir, &sae, About { frequency: vec![0.5; D_SAE], ..About::default() }).unwrap();
     let x = normal(6, ROWS * D_IN);
-    let sparse = sae.encode(&x, 1);
+    let sparse = sae.encode(&x);
     let reconstruction = sae.decode(&sparse);
     let mut latents = vec![0.0; ROWS * D_SAE];
     for (row, dense) in latents.chunks_exact_mut(D_SAE).enumerate() {

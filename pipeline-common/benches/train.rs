@@ -3,6 +3,7 @@
 //! `cargo bench -p pipeline-common --bench train`; one element is one row (one token).
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
+use candle_core::DType;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline_common::{
     kernels::{
@@ -20,7 +21,6 @@ use pipeline_common::{
             topk::{Aux, AuxForm, Selection, TopK},
         },
     },
-    slurm::threads,
 };
 
 /// d_in, d_sae, k, rows a step.
@@ -51,7 +51,7 @@ fn topk_step(c: &mut Criterion) {
         let optimiser = Optimiser::adam(AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
         let objective =
             Box::new(TopK::new(Selection::of_rows(k), aux, Running::from_step(u64::MAX)));
-        let mut trainer = Trainer::new(state, objective, optimiser, true, threads::count());
+        let mut trainer = Trainer::new(state, objective, optimiser, true, DType::F32);
         let rates = Rates { lr: 1e-4, sparsity: 1.0 };
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("{d_in}x{d_sae}_k{k}_batch{batch}"), |b| {
@@ -70,7 +70,7 @@ fn kernels(c: &mut Criterion) {
     group.throughput(Throughput::Elements(batch as u64));
     group.bench_function("encoder_product", |b| {
         let (x, w) = (Matrix::new(&x, batch, d_in), Matrix::new(&w, d_sae, d_in).t());
-        b.iter(|| product(x, w, &mut pre, Write::Replace, threads::count()));
+        b.iter(|| product(x, w, &mut pre, Write::Replace));
     });
     group.bench_function("top_k_one_thread", |b| {
         let mut candidates = Candidates::default();

@@ -44,14 +44,16 @@ impl AdamStep {
     /// Updates a stretch of parameters with its moments; no gradient is one of zeros.
     #[inline(always)]
     pub fn update(&self, param: &mut [f32], grad: Option<&[f32]>, m: &mut [f32], v: &mut [f32]) {
-        let n = param.len();
-        let (m, v) = (&mut m[..n], &mut v[..n]);
-        match grad {
-            Some(grad) => {
-                let grad = &grad[..n];
-                (0..n).for_each(|i| self.one(&mut param[i], grad[i], &mut m[i], &mut v[i]));
+        let state = param.iter_mut().zip(m).zip(v);
+        // Loops, not closures: those would not be compiled for the caller's vectors.
+        if let Some(grad) = grad {
+            for (((param, m), v), grad) in state.zip(grad) {
+                self.one(param, *grad, m, v);
             }
-            None => (0..n).for_each(|i| self.one(&mut param[i], 0.0, &mut m[i], &mut v[i])),
+        } else {
+            for ((param, m), v) in state {
+                self.one(param, 0.0, m, v);
+            }
         }
     }
 

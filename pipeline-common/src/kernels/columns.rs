@@ -15,7 +15,9 @@ pub fn column_sums(rows: &[f32], width: usize) -> Vec<f64> {
             #[inline(always)]
             || {
                 for row in block.chunks_exact(width) {
-                    sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+                    for (sum, x) in sum.iter_mut().zip(row) {
+                        *sum += f64::from(*x);
+                    }
                 }
             },
         );
@@ -34,7 +36,9 @@ pub fn weighted_sums(rows: &[f32], weights: &[f32], width: usize) -> Vec<f64> {
             || {
                 for (row, weight) in rows.filter(|(_, weight)| **weight != 0.0) {
                     let weight = f64::from(*weight);
-                    sum.iter_mut().zip(row).for_each(|(s, x)| *s += weight * f64::from(*x));
+                    for (sum, x) in sum.iter_mut().zip(row) {
+                        *sum += weight * f64::from(*x);
+                    }
                 }
             },
         );

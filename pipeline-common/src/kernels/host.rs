@@ -77,7 +77,12 @@ pub(super) struct Output<'a> {
 // SAFETY: the pointer is only used in `at` and `write`, whose callers keep to their own part.
 unsafe impl Sync for Output<'_> {}
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    /// The numbers of a slice.
+    pub fn over(out: &'a mut [f32]) -> Self {
+        Self { data: out.as_mut_ptr(), len: out.len(), _borrowed: PhantomData }
+    }
+
     /// A vector of `len` numbers that `write` has written.
     ///
     /// # Safety

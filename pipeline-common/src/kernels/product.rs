@@ -50,11 +50,11 @@ pub enum Write {
     Add,
 }
 
-/// `out = a b` or `out += a b`, row-major `[a.rows, b.cols]`, with `threads` threads.
+/// `out = a b` or `out += a b`, row-major `[a.rows, b.cols]`, on all threads of the current pool.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn product(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], write: Write, threads: usize) {
+pub fn product(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], write: Write) {
     assert_eq!(a.cols, b.rows, "inner dimensions");
     assert_eq!(out.len(), a.rows * b.cols, "output [{}, {}]", a.rows, b.cols);
     if out.is_empty() {
@@ -83,7 +83,8 @@ pub fn product(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], write: Write, thre
             false,
             false,
             false,
-            if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None },
+            // 0: as many as the pool has.
+            Parallelism::Rayon(0),
         );
     }
 }
@@ -119,11 +120,11 @@ mod tests {
         for (x, y) in cases {
             let expected = plain(x, y);
             let mut out = vec![1.0; m * n];
-            product(x, y, &mut out, Write::Add, 2);
+            product(x, y, &mut out, Write::Add);
             for (o, e) in out.iter().zip(&expected) {
                 assert!((f64::from(*o) - 1.0 - e).abs() < 1e-5);
             }
-            product(x, y, &mut out, Write::Replace, 1);
+            product(x, y, &mut out, Write::Replace);
             for (o, e) in out.iter().zip(&expected) {
                 assert!((f64::from(*o) - e).abs() < 1e-5);
             }

@@ -24,7 +24,8 @@ impl Evaluation {
 }
 
 /// Encodes and reconstructs the rows with these numbers, scaled as in training.
-pub fn evaluate(sae: &Sae, rows: &Rows, numbers: &[usize], threads: usize) -> Evaluation {
+pub fn evaluate(sae: &Sae, rows: &Rows, numbers: &[usize]) -> Evaluation {
+    let mut encoder = sae.encoder();
     let width = sae.params.d_out;
     let (mut error, mut active) = (0.0, 0_usize);
     let (mut square, mut sum) = (0.0, vec![0.0; width]);
@@ -33,8 +34,8 @@ pub fn evaluate(sae: &Sae, rows: &Rows, numbers: &[usize], threads: usize) -> Ev
     for chunk in numbers.chunks(CHUNK) {
         rows.input.gather(chunk, &mut x);
         rows.output().gather(chunk, &mut y);
-        let latents = sae.encode(&x, threads);
-        let mut difference = sae.reconstruct(&x, &latents, threads);
+        let latents = sae.encode_with(&mut encoder, &x);
+        let mut difference = sae.reconstruct(&x, &latents);
         difference.par_iter_mut().zip(&y).for_each(|(out, y)| *out -= y);
         error += squared(&difference, width);
         square += squared(&y, width);

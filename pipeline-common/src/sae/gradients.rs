@@ -67,7 +67,9 @@ impl Gradients {
 
     /// All tensors, every latent's rows included.
     pub fn dense(&mut self) -> &mut Parameters {
-        self.latents().for_each(|latent| drop(latent.rows()));
+        self.latents().for_each(|latent| {
+            latent.rows();
+        });
         &mut self.all
     }
 
@@ -111,7 +113,13 @@ impl Gradients {
         let latents: Vec<f64> = self.latents().enumerate().map(of_latent).collect();
         let Small { own: [b_enc, threshold, r_mag, b_mag], b_dec, w_skip } = self.small();
         let of_tensor = |t: &mut Vec<f32>| -> f64 {
-            let parts: Vec<f64> = t.par_chunks(STRETCH).map(squared_norm).collect();
+            let of_part = |part: &[f32]| {
+                simd(
+                    #[inline(always)]
+                    || squared_norm(part),
+                )
+            };
+            let parts: Vec<f64> = t.par_chunks(STRETCH).map(of_part).collect();
             parts.iter().sum()
         };
         let others = [b_enc, threshold, r_mag, b_mag, b_dec, w_skip].map(of_tensor);

@@ -1,5 +1,7 @@
 //! Training on rows whose true features are known.
 
+use candle_core::DType;
+
 use super::{
     init::{Start, initialise, normalise},
     parameters::Shape,
@@ -81,7 +83,7 @@ fn train(
     let params = initialise(shape, &scaled(sample), 3, start);
     let optimiser = Optimiser::adam(ADAM);
     let mut trainer =
-        Trainer::new(State::new(params, 50_000, false), objective, optimiser, true, 2);
+        Trainer::new(State::new(params, 50_000, false), objective, optimiser, true, DType::F32);
     let schedule = Schedule {
         steps,
         warmup: 100,
@@ -146,7 +148,7 @@ fn threads_do_not_change_the_result() {
             let params = initialise(shape, &planted.rows(3000), 3, Start::TIED);
             let (state, optimiser) = (State::new(params, 2000, true), Optimiser::adam(ADAM));
             let optimiser = Optimiser { ema: Some(0.9), ..optimiser };
-            let mut trainer = Trainer::new(state, top_k(among), optimiser, true, threads);
+            let mut trainer = Trainer::new(state, top_k(among), optimiser, true, DType::F32);
             for _ in 0..20 {
                 let rates = Rates { lr: 1e-3, sparsity: 1.0 };
                 trainer.step(&mut planted.rows(700), None, rates).unwrap();

@@ -3,6 +3,7 @@
 //! The order is that of `dictionary_learning`: the decoder's gradient loses its component along
 //! each latent's row, the global norm is clipped, Adam steps, decoder rows get norm 1 again.
 
+use candle_core::DType;
 use rayon::prelude::*;
 
 use super::{
@@ -128,23 +129,23 @@ pub struct Trainer {
     centred: bool,
     /// The target less b_dec, where it is not the input.
     target: Vec<f32>,
-    threads: usize,
+    precision: DType,
 }
 
 impl Trainer {
-    /// Goes on from `state`.
+    /// Goes on from `state`, with encoder products in `precision`: F32 or BF16.
     pub fn new(
         state: State,
         mut objective: Box<dyn Objective>,
         optimiser: Optimiser,
         centred: bool,
-        threads: usize,
+        precision: DType,
     ) -> Self {
         let grads = Gradients::new(state.params.shape());
         if state.step > 0 {
             objective.recall(&state.memory);
         }
-        Self { state, objective, optimiser, grads, parts: 0, centred, target: vec![], threads }
+        Self { state, objective, optimiser, grads, parts: 0, centred, target: vec![], precision }
     }
 
     /// What a checkpoint holds, after the last whole step.
@@ -198,7 +199,7 @@ impl Trainer {
             input: rows,
             target: if apart { &self.target } else { rows },
             centred: self.centred,
-            threads: self.threads,
+            precision: self.precision,
             sparsity: rates.sparsity,
             step: self.state.step,
         };
@@ -272,7 +273,14 @@ fn update(state: &mut State, grads: &Gradients, adam: &[AdamStep; TENSORS], unit
 fn average(ema: &mut Parameters, params: &Parameters, decay: f32) {
     for (mean, now) in ema.tensors_mut().into_iter().zip(params.tensors()) {
         mean.par_chunks_mut(STRETCH).zip(now.par_chunks(STRETCH)).for_each(|(mean, now)| {
-            mean.iter_mut().zip(now).for_each(|(m, x)| *m = decay.mul_add(*m, (1.0 - decay) * x));
+            simd(
+                #[inline(always)]
+                || {
+                    for (mean, x) in mean.iter_mut().zip(now) {
+                        *mean = decay.mul_add(*mean, (1.0 - decay) * x);
+                    }
+                },
+            );
         });
     }
 }

@@ -1,10 +1,11 @@
 //! A trained SAE: encode and decode.
 
+use candle_core::DType;
 use rayon::prelude::*;
 
 use super::{
     Parameters,
-    encode::{Encoder, Magnitude, Scratch},
+    encode::{Encoder, Magnitude, Shift},
 };
 use crate::kernels::{
     product::{Matrix, Write, product},
@@ -79,7 +80,19 @@ impl Sae {
     }
 
     /// The active latents of `rows`, `[n, d_in]` row-major.
-    pub fn encode(&self, rows: &[f32], threads: usize) -> SparseRows {
+    pub fn encode(&self, rows: &[f32]) -> SparseRows {
+        self.encode_with(&mut self.encoder(), rows)
+    }
+
+    /// The encoder, for [`Self::encode_with`]: laying out the weights costs as much as a few rows.
+    pub fn encoder(&self) -> Encoder {
+        let mut encoder = Encoder::default();
+        encoder.load(&self.params.w_enc, self.params.d_in, DType::F32);
+        encoder
+    }
+
+    /// As [`Self::encode`], with what [`Self::encoder`] gave.
+    pub fn encode_with(&self, encoder: &mut Encoder, rows: &[f32]) -> SparseRows {
         let p = &self.params;
         let centred;
         let input = if self.subtract_b_dec {
@@ -88,15 +101,15 @@ impl Sae {
         } else {
             rows
         };
-        let encoder = Encoder::new(p, threads);
-        let (mut out, mut scratch) = (SparseRows::default(), Scratch::default());
+        let mut out = SparseRows::default();
+        let shift = Shift { b_enc: &p.b_enc, norms: None };
         match self.activation {
-            Activation::TopK { k } => encoder.top_k(input, k, 0.0, &mut scratch, &mut out),
-            Activation::JumpRelu => encoder.above(input, &p.threshold, &mut scratch, &mut out),
-            Activation::Relu => encoder.above(input, &vec![0.0; p.d_sae], &mut scratch, &mut out),
+            Activation::TopK { k } => encoder.top_k(input, shift, (k, 0.0), &mut out),
+            Activation::JumpRelu => encoder.above(input, shift, &p.threshold, &mut out),
+            Activation::Relu => encoder.above(input, shift, &vec![0.0; p.d_sae], &mut out),
             Activation::Gated => {
                 let magnitude = Magnitude { r_mag: &p.r_mag, b_mag: &p.b_mag };
-                encoder.gated(input, magnitude, &mut scratch, &mut out);
+                encoder.gated(input, &p.b_enc, magnitude, &mut out);
             }
         }
         out
@@ -112,12 +125,12 @@ impl Sae {
 
     /// The output for `rows`, `[n, d_in]`, whose latents are given: [`Self::decode`], and the path
     /// around the latents where there is one.
-    pub fn reconstruct(&self, rows: &[f32], latents: &SparseRows, threads: usize) -> Vec<f32> {
+    pub fn reconstruct(&self, rows: &[f32], latents: &SparseRows) -> Vec<f32> {
         let (p, mut out) = (&self.params, self.decode(latents));
         if !p.w_skip.is_empty() {
             let x = Matrix::new(rows, latents.rows(), p.d_in);
             let skip = Matrix::new(&p.w_skip, p.d_out, p.d_in).t();
-            product(x, skip, &mut out, Write::Add, threads);
+            product(x, skip, &mut out, Write::Add);
         }
         out
     }
@@ -164,9 +177,8 @@ pub(crate) mod tests {
             let mut x = vec![0.0; rows * d_in];
             Normal::new(3, Purpose::Decoder).fill(&mut x);
             let scaled: Vec<f32> = x.iter().map(|v| v * scale).collect();
-            let (before, folded) =
-                (trained.encode(&scaled, 1), trained.clone().folded(scale, scale));
-            let after = folded.encode(&x, 1);
+            let (before, folded) = (trained.encode(&scaled), trained.clone().folded(scale, scale));
+            let after = folded.encode(&x);
             for row in 0..rows {
                 let ((i, f), (j, g)) = (before.row(row), after.row(row));
                 assert_eq!(i, j, "{activation:?}");
@@ -189,9 +201,9 @@ pub(crate) mod tests {
         let mut x = vec![0.0; rows * d_in];
         normal.fill(&mut x);
         let scaled: Vec<f32> = x.iter().map(|v| v * s).collect();
-        let before = trained.reconstruct(&scaled, &trained.encode(&scaled, 1), 1);
+        let before = trained.reconstruct(&scaled, &trained.encode(&scaled));
         let folded = trained.folded(s, t);
-        let after = folded.reconstruct(&x, &folded.encode(&x, 1), 1);
+        let after = folded.reconstruct(&x, &folded.encode(&x));
         assert_eq!(after.len(), rows * d_out);
         before.iter().zip(after).for_each(|(a, b)| assert!((a / t - b).abs() < 1e-4));
     }
@@ -203,7 +215,7 @@ pub(crate) mod tests {
         p.w_enc = vec![1.0, 1.0, 1.0];
         (p.b_enc, p.b_mag) = (vec![0.0, -9.0, 0.0], vec![0.25, 0.25, -9.0]);
         (p.r_mag, p.b_dec) = (vec![2.0_f32.ln(); 3], vec![0.0]);
-        let latents = sae.encode(&[3.0], 1);
+        let latents = sae.encode(&[3.0]);
         assert_eq!(latents.row(0).0, [0], "the second gate is shut, the third has no magnitude");
         assert!((latents.row(0).1[0] - 6.25).abs() < 1e-5);
     }
@@ -212,7 +224,7 @@ pub(crate) mod tests {
     fn decoding_adds_active_rows_to_the_bias() {
         let sae = random_sae(4, 6, Activation::Relu);
         let x = [0.5, -1.0, 2.0, 0.1];
-        let latents = sae.encode(&x, 1);
+        let latents = sae.encode(&x);
         let (index, value) = latents.row(0);
         let p = &sae.params;
         for l in 0..6 {

@@ -85,6 +85,7 @@ pub const VARIABLES: &[&str] = &[
     "N_LATENTS_MULTIPLIER",
     "PREFIXES",
     "PRINT_CONFIG",
+    "PRECISION",
     "PROMPT_TEMPLATE",
     "P_END",
     "P_START",

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::{input::Input, tally::Tally};
-use crate::{shard::TokenFile, stage::Result};
+use crate::{sae::encode::Encoder, shard::TokenFile, stage::Result};
 
 /// A selected sentence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,19 +46,19 @@ pub(super) fn read(input: &Input, tally: &Tally, latents: Range<usize>) -> Resul
             }
         }
     }
-    let mut details = Details::default();
+    let (mut details, mut encoder) = (Details::default(), input.sae.encoder());
     for shard in 0..input.set.shards() {
         let sentences = input.starts[shard]..input.starts[shard + 1];
         let in_shard: Vec<_> = wanted.range(sentences).collect();
         if !in_shard.is_empty() {
-            read_shard(input, shard, &in_shard, &mut details)?;
+            read_shard((input, &mut encoder), shard, &in_shard, &mut details)?;
         }
     }
     Ok(details)
 }
 
 fn read_shard(
-    input: &Input,
+    (input, encoder): (&Input, &mut Encoder),
     shard: usize,
     wanted: &[(&u64, &BTreeSet<u32>)],
     details: &mut Details,
@@ -82,7 +82,7 @@ fn read_shard(
                 first + rows.start..first + rows.end
             })
             .collect();
-        let active = input.encode(&ranges);
+        let active = input.encode(encoder, &ranges);
         let mut row = 0;
         for ((sentence, latents), range) in now.iter().zip(&ranges) {
             for &latent in *latents {

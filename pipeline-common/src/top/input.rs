@@ -8,7 +8,7 @@ use crate::{
     capture::CaptureMeta,
     kernels::sparse::SparseRows,
     remote::Reader,
-    sae::{Sae, SaeError, formats::saelens, history::Record, train::TrainingMeta},
+    sae::{Sae, SaeError, encode::Encoder, formats::saelens, history::Record, train::TrainingMeta},
     shard::{ShardSet, TokenFile},
     stage::{Context, Failure, Result, store::Pointer},
 };
@@ -29,7 +29,6 @@ pub(super) struct Input {
     pub sae: Sae,
     /// First sentence of each shard, and the total.
     pub starts: Vec<u64>,
-    threads: usize,
 }
 
 impl Input {
@@ -62,8 +61,7 @@ impl Input {
         for shard in 0..set.shards() {
             starts.push(starts[shard] + set.committed(shard).sentences);
         }
-        let threads = context.threads;
-        Ok(Self { store_run, training, history, capture, set, sae, starts, threads })
+        Ok(Self { store_run, training, history, capture, set, sae, starts })
     }
 
     /// Sentences of all shards.
@@ -93,15 +91,16 @@ impl Input {
         (CHUNK_BYTES / per_row.max(1)).clamp(1, CHUNK_ROWS)
     }
 
-    /// Encodes ranges of rows, counted across shards, one after the other, in units of the model.
-    pub fn encode(&self, ranges: &[Range<usize>]) -> SparseRows {
+    /// Encodes ranges of rows, counted across shards, one after the other, in units of the model;
+    /// `encoder` is the SAE's.
+    pub fn encode(&self, encoder: &mut Encoder, ranges: &[Range<usize>]) -> SparseRows {
         let d_in = self.set.d_in();
         let rows: Vec<usize> = ranges.iter().cloned().flatten().collect();
         let mut input = vec![0.0; rows.len() * d_in];
         let each = input.par_chunks_mut(d_in).zip(&rows);
         let scale = 1.0 / self.capture.activation_scale;
         each.for_each(|(out, row)| self.set.read_row(*row, scale, out));
-        self.sae.encode(&input, self.threads)
+        self.sae.encode_with(encoder, &input)
     }
 }
 

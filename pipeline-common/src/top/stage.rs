@@ -145,6 +145,7 @@ impl TopSentences {
     /// The first pass, in chunks of whole sentences.
     fn tally(&self, context: &Context, input: &Input, reporter: &Reporter) -> Result<Tally> {
         let mut tally = Tally::new(input.sae.params.d_sae, self.top_n.into());
+        let mut encoder = input.sae.encoder();
         let progress = context.progress("top sentences", input.sentences(), "sentences");
         let mut progress = progress.reported_by(reporter);
         for shard in 0..input.set.shards() {
@@ -158,7 +159,7 @@ impl TopSentences {
                 let count = (begin..tokens.sentences()).take_while(fits).count().max(1);
                 let end = tokens.sentence_rows(begin + count - 1).end;
                 let range = first + start..first + end;
-                let active = input.encode(std::slice::from_ref(&range));
+                let active = input.encode(&mut encoder, std::slice::from_ref(&range));
                 for sentence in begin..begin + count {
                     let rows = tokens.sentence_rows(sentence);
                     let rows = (rows.start - start..rows.end - start).map(|row| active.row(row));

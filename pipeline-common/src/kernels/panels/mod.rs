@@ -25,6 +25,8 @@ use super::{
 
 /// Rows of x that stay in the second-level cache while panels pass by.
 const BLOCK_BYTES: usize = 1 << 20;
+/// Rows of a panel that are laid out together: 12 KiB.
+const STRIP: usize = 64;
 /// Tasks for each thread, so that none waits long for the last.
 const TASKS: usize = 4;
 
@@ -44,6 +46,22 @@ enum Data {
     Bf16(Vec<[bf16; 2]>),
 }
 
+impl Data {
+    /// Makes room for zeros.
+    fn clear(&mut self, panels: usize, k: usize) {
+        match self {
+            Self::F32(data) => {
+                data.clear();
+                data.resize(panels * k * COLUMNS, 0.0);
+            }
+            Self::Bf16(data) => {
+                data.clear();
+                data.resize(panels * k.div_ceil(2) * COLUMNS, [bf16::ZERO; 2]);
+            }
+        }
+    }
+}
+
 impl Panels {
     /// Lays out the rows of a weight that `row` gives, n rows of k numbers, as f32 or bf16.
     ///
@@ -55,31 +73,73 @@ impl Panels {
         dtype: DType,
         row: impl Fn(usize) -> &'a [f32] + Sync,
     ) -> Self {
+        let mut panels = Self::empty(dtype);
+        panels.fill(n, k, row);
+        panels
+    }
+
+    /// Length of the weight's rows, k.
+    pub fn inputs(&self) -> usize {
+        self.k
+    }
+
+    /// Number of the weight's rows, n.
+    pub fn outputs(&self) -> usize {
+        self.n
+    }
+
+    /// In what the weight is kept, F32 or BF16.
+    pub fn dtype(&self) -> DType {
+        match self.data {
+            Data::F32(_) => DType::F32,
+            Data::Bf16(_) => DType::BF16,
+        }
+    }
+
+    /// A weight without rows, to be filled.
+    pub fn empty(dtype: DType) -> Self {
+        let bf16 = dtype == DType::BF16;
+        Self { k: 0, n: 0, data: if bf16 { Data::Bf16(vec![]) } else { Data::F32(vec![]) } }
+    }
+
+    /// Lays out other rows, as [`Self::new`], in the same memory if there are as many.
+    ///
+    /// # Panics
+    /// If a row has not k numbers.
+    pub fn fill<'a>(&mut self, n: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
         let panels = n.div_ceil(COLUMNS);
-        let columns = |p: usize| (p * COLUMNS..n.min((p + 1) * COLUMNS)).map(&row).enumerate();
-        let data = if dtype == DType::BF16 {
-            let pairs = k.div_ceil(2);
-            let mut data = vec![[bf16::ZERO; 2]; panels * pairs * COLUMNS];
-            data.par_chunks_mut((pairs * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
-                for (c, weight) in columns(p) {
-                    assert_eq!(weight.len(), k, "row of a weight");
-                    for (i, w) in weight.iter().enumerate() {
-                        panel[i / 2 * COLUMNS + c][i % 2] = bf16::from_f32(*w);
-                    }
-                }
-            });
-            Data::Bf16(data)
-        } else {
-            let mut data = vec![0.0; panels * k * COLUMNS];
-            data.par_chunks_mut((k * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
-                for (c, weight) in columns(p) {
-                    assert_eq!(weight.len(), k, "row of a weight");
-                    weight.iter().enumerate().for_each(|(i, w)| panel[i * COLUMNS + c] = *w);
-                }
-            });
-            Data::F32(data)
+        let columns = |p: usize| {
+            let rows = (p * COLUMNS..n.min((p + 1) * COLUMNS)).map(&row);
+            rows.inspect(|weight| assert_eq!(weight.len(), k, "row of a weight")).enumerate()
         };
-        Self { k, n, data }
+        if (n, k) != (self.n, self.k) {
+            self.data.clear(panels, k);
+            (self.n, self.k) = (n, k);
+        }
+        match &mut self.data {
+            Data::F32(data) => {
+                data.par_chunks_mut((k * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
+                    // Few rows of the panel at a time, so that they stay in cache.
+                    for (part, panel) in panel.chunks_mut(STRIP * COLUMNS).enumerate() {
+                        for (c, weight) in columns(p) {
+                            let weight = &weight[part * STRIP..];
+                            let places = panel[c..].iter_mut().step_by(COLUMNS);
+                            places.zip(weight).for_each(|(place, w)| *place = *w);
+                        }
+                    }
+                });
+            }
+            Data::Bf16(data) => {
+                let size = k.div_ceil(2) * COLUMNS;
+                data.par_chunks_mut(size.max(1)).enumerate().for_each(|(p, panel)| {
+                    for (c, weight) in columns(p) {
+                        for (i, w) in weight.iter().enumerate() {
+                            panel[i / 2 * COLUMNS + c][i % 2] = bf16::from_f32(*w);
+                        }
+                    }
+                });
+            }
+        }
     }
 
     /// Lays out a weight tensor [n, k]; `None` unless it is f32 in main memory.
@@ -123,8 +183,35 @@ impl Panels {
         finish: impl Fn(&mut [f32; COLUMNS], usize, &Range<usize>) + Sync,
     ) -> Result<Tensor> {
         let rows = x.len() / self.k.max(1);
+        #[expect(unsafe_code, reason = "clearing what is written anyway takes time")]
+        // SAFETY: every row of every panel is written, and the panels cover every column.
+        let out = unsafe {
+            Output::written(rows * n, |out| self.multiply_into(x, (n, width), out, finish))
+        };
+        tensor(out, (rows, n))
+    }
+
+    /// The product of x [rows, k] as [rows, n].
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn product(&self, x: &[f32], out: &mut [f32]) {
+        let rows = x.len() / self.k.max(1);
+        assert_eq!((x.len(), out.len()), (rows * self.k, rows * self.n), "rows of a product");
+        self.multiply_into(x, (self.n, COLUMNS), &Output::over(out), |_, _, _| ());
+    }
+
+    /// As [`Self::multiply`], into an output that it writes whole.
+    fn multiply_into(
+        &self,
+        x: &[f32],
+        (n, width): (usize, usize),
+        out: &Output<'_>,
+        finish: impl Fn(&mut [f32; COLUMNS], usize, &Range<usize>) + Sync,
+    ) {
+        let rows = x.len() / self.k.max(1);
         let input = Input::new(x, self);
-        let block = |out: &Output<'_>, widened: &mut Vec<f32>, rows: Range<usize>, panel| {
+        let block = |widened: &mut Vec<f32>, rows: Range<usize>, panel| {
             let source = input.panel(panel, widened);
             let columns = panel * width..n.min((panel + 1) * width);
             let mut tile = [[0.0; COLUMNS]; ROWS];
@@ -137,17 +224,11 @@ impl Panels {
                 }
             }
         };
+        // Every row of every panel, once (tested).
         let tasks = tasks(rows, self.k, n.div_ceil(width)).into_par_iter();
-        #[expect(unsafe_code, reason = "clearing what is written anyway takes time")]
-        // SAFETY: the tasks cover every row of every panel (tested), and the panels every column.
-        let out = unsafe {
-            Output::written(rows * n, |out| {
-                tasks.for_each_init(Vec::new, |widened, (rows, panels)| {
-                    panels.for_each(|panel| block(out, widened, rows.clone(), panel));
-                });
-            })
-        };
-        tensor(out, (rows, n))
+        tasks.for_each_init(Vec::new, |widened, (rows, panels)| {
+            panels.for_each(|panel| block(widened, rows.clone(), panel));
+        });
     }
 }
 
@@ -380,6 +461,22 @@ mod tests {
             x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| cast(*x).mul_add(cast(*w), sum))
         };
         xs.chunks_exact(k).flat_map(|x| ws.chunks_exact(k).map(move |w| dot(x, w))).collect()
+    }
+
+    #[test]
+    fn panels_that_are_filled_again_forget_what_they_held() {
+        for dtype in [DType::F32, DType::BF16] {
+            let mut panels = Panels::empty(dtype);
+            for (seed, rows, k, n) in [(1, 9, 70, 50), (2, 3, 70, 50), (3, 5, 33, 97)] {
+                let (x, w) = (flat(&numbers(seed, (rows, k))), flat(&numbers(seed + 9, (n, k))));
+                panels.fill(n, k, |i| &w[i * k..][..k]);
+                let (mut found, mut expected) = (vec![f32::NAN; rows * n], vec![0.0; rows * n]);
+                panels.product(&x, &mut found);
+                Panels::new(n, k, dtype, |i| &w[i * k..][..k]).product(&x, &mut expected);
+                assert_eq!(found, expected);
+                assert_eq!((panels.inputs(), panels.outputs(), panels.dtype()), (k, n, dtype));
+            }
+        }
     }
 
     fn bf16_of(x: f32) -> f32 {

@@ -144,7 +144,9 @@ impl Row<'_> {
             }
             sums[group] += squared_norm(error);
             let grad = &mut grads[group * d_out..][columns.clone()];
-            grad.iter_mut().zip(error.iter()).for_each(|(g, e)| *g = factor * e);
+            for (grad, error) in grad.iter_mut().zip(error.iter()) {
+                *grad = factor * error;
+            }
         }
         for group in (1..factors.len()).rev() {
             let (before, after) = grads.split_at_mut(group * d_out);

@@ -342,7 +342,7 @@ mod tests {
         fs_err::write(&path, text).unwrap();
         let folded = load(dir.path()).unwrap();
         let x = [0.3, -0.2, 1.0, 0.7, -0.4];
-        let (a, b) = (sae.encode(&x, 1), folded.encode(&x, 1));
+        let (a, b) = (sae.encode(&x), folded.encode(&x));
         assert_eq!(a.row(0).0, b.row(0).0);
         a.row(0).1.iter().zip(b.row(0).1).for_each(|(a, b)| assert!((a * 3.0 - b).abs() < 1e-4));
         sae.decode(&a)

@@ -5,6 +5,7 @@ pub mod optimiser;
 pub mod sparsity;
 pub mod values;
 
+use candle_core::DType;
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 
 pub use self::architecture::Architecture;
@@ -23,6 +24,24 @@ use crate::{
 
 /// Tokens after which most projects call a latent dead.
 const DEAD_AFTER: u64 = 10_000_000;
+
+/// In what factors of products are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// Rounded to 16 bits; exact products, summed in f32.
+    Bf16,
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
 
 /// What inputs are divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +91,9 @@ pub struct TrainArgs {
     pub(in crate::sae) optimiser: OptimiserArgs,
     #[command(flatten)]
     pub(in crate::sae) sparsity: SparsityArgs,
+    /// In what encoder products multiply; weights and sums are f32
+    #[arg(long, env, value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// What inputs are divided by; it is folded into the saved weights
     #[arg(long, env, value_enum, default_value_t = InputNorm::Unit)]
     pub input_norm: InputNorm,
@@ -123,6 +145,8 @@ pub struct Plan {
     pub activation: Activation,
     /// Whether b_dec is subtracted from inputs.
     pub centred: bool,
+    /// In what encoder products multiply.
+    pub precision: DType,
 }
 
 impl Plan {
@@ -169,6 +193,7 @@ impl TrainArgs {
             dead_after: self.dead_after.unwrap_or_else(|| DEAD_AFTER.min(tokens / 10).max(1)),
             activation: architecture.activation(self.sparsity.top_k as usize),
             centred: self.subtract_b_dec && d_out.is_none(),
+            precision: self.precision.dtype(),
         })
     }
 

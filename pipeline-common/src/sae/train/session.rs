@@ -40,7 +40,6 @@ pub struct Session<'a> {
     pub history: History,
     pub trainer: Trainer,
     pub mirror: Option<Mirror>,
-    pub threads: usize,
     /// Spent on steps, by this process.
     pub spent: Duration,
     /// Steps made by this process.
@@ -140,7 +139,7 @@ impl Session<'_> {
 
     /// Figures on held-out rows.
     pub fn evaluate(&self) -> Evaluation {
-        evaluate(&self.sae(), self.rows, &self.rows.evaluation(self.seed), self.threads)
+        evaluate(&self.sae(), self.rows, &self.rows.evaluation(self.seed))
     }
 
     /// The curve first: a resume cuts it back to the checkpoint's step.

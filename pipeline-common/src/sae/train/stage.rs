@@ -146,7 +146,7 @@ impl Stage for TrainSae {
         let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, Share::WHOLE);
         reporter.watch(|| {
             reporter.begin("steps", 0, job.plan.schedule.steps);
-            let mut session = self.session(context, &job)?;
+            let mut session = self.session(&job)?;
             session.mirror = mirror;
             session.train(context, &reporter)?;
             self.finish(context, session, &job)
@@ -205,7 +205,7 @@ impl TrainSae {
         Ok(Side { set, scale })
     }
 
-    fn session<'a>(&self, context: &Context, job: &'a Job) -> Result<Session<'a>> {
+    fn session<'a>(&self, job: &'a Job) -> Result<Session<'a>> {
         let (plan, train) = (&job.plan, &self.train);
         let keep = train.keep_checkpoints as usize;
         let checkpoints = Checkpoints::new(&job.run_dir, keep);
@@ -220,7 +220,7 @@ impl TrainSae {
         };
         let history = History::open(&job.run_dir, state.step)?;
         let (objective, optimiser) = (train.objective(plan)?, plan.optimiser.clone());
-        let trainer = Trainer::new(state, objective, optimiser, plan.centred, context.threads);
+        let trainer = Trainer::new(state, objective, optimiser, plan.centred, plan.precision);
         Ok(Session {
             plan,
             rows: &job.rows,
@@ -234,7 +234,6 @@ impl TrainSae {
             history,
             trainer,
             mirror: None,
-            threads: context.threads,
             spent: Duration::ZERO,
             steps: 0,
         })

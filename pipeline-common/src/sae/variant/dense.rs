@@ -107,6 +107,7 @@ pub struct Dense<E, const C: usize> {
     coefficient: f64,
     /// [`SPARSE`], but for tests.
     pub(super) one_in: usize,
+    encoder: Encoder,
     /// Pre-activations of a block, `[rows, d_sae]`.
     pre: Vec<f32>,
     /// Activations of a dense block, then their gradients.
@@ -142,6 +143,7 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             activation,
             coefficient,
             one_in: SPARSE,
+            encoder: Encoder::default(),
             pre: vec![],
             acts: empty(),
             grads: empty(),
@@ -179,20 +181,20 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         let errors = std::array::from_fn(|c| {
             let acts = Matrix::new(&self.acts[c], rows, d_sae);
             let output = &mut self.outputs[c][output.clone()];
-            product(acts, decoder, output, Write::Add, batch.threads);
+            product(acts, decoder, output, Write::Add);
             let squared = share * squared_error(output, d_out, share);
             let output = Matrix::new(output, rows, d_out);
             self.grads[c].resize(rows * d_sae, 0.0);
-            product(output, decoder.t(), &mut self.grads[c], Write::Replace, batch.threads);
+            product(output, decoder.t(), &mut self.grads[c], Write::Replace);
             if !self.activation.is_detached(c) {
-                product(acts.t(), output, &mut grads.dense().w_dec, Write::Add, batch.threads);
+                product(acts.t(), output, &mut grads.dense().w_dec, Write::Add);
             }
             squared
         });
         self.dense_backward(params, per_row, &mut sums.latents);
         let pre_grad = Matrix::new(&self.pre, rows, d_sae);
         let input = Matrix::new(&batch.input[first * d_in..][..rows * d_in], rows, d_in);
-        product(pre_grad.t(), input, &mut grads.dense().w_enc, Write::Add, batch.threads);
+        product(pre_grad.t(), input, &mut grads.dense().w_enc, Write::Add);
         errors
     }
 
@@ -377,15 +379,15 @@ impl<E: Elementwise<C>, const C: usize> Objective for Dense<E, C> {
         self.activation.prepare(params, batch.step);
         self.sparse.clear();
         self.outputs.iter_mut().for_each(|output| without_latents(params, &batch, output));
-        let encoder = Encoder::new(params, batch.threads);
-        let (mut errors, mut pre) = ([0.0; C], std::mem::take(&mut self.pre));
-        encoder.blocks(batch.input, &mut pre, |first, block| {
+        let (mut errors, mut encoder) = ([0.0; C], std::mem::take(&mut self.encoder));
+        encoder.load(&params.w_enc, params.d_in, batch.precision);
+        encoder.blocks(batch.input, |first, block| {
             std::mem::swap(&mut self.pre, block);
             let of_block = self.block(params, &batch, first, (&mut sums, grads, per_row));
             errors.iter_mut().zip(of_block).for_each(|(sum, error)| *sum += error);
             std::mem::swap(&mut self.pre, block);
         });
-        self.pre = pre;
+        self.encoder = encoder;
         self.sparse_backward(params, &batch, (&mut sums, grads, per_row));
         let sparsity = self.activation.finish(params, &sums, lambda, grads);
         sums.add_to(grads);

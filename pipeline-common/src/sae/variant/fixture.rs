@@ -3,6 +3,8 @@
 //! d = 4, L = 6, B = 3, values from sines, computed by SAELens 6.54 and `dictionary_learning` in
 //! f64. The numbers separate every known variant: sum against mean, detach, scale, window.
 
+use candle_core::DType;
+
 use super::{
     Batch, Firing, Losses, Objective,
     dense::Dense,
@@ -61,7 +63,8 @@ fn run_on(
     let (x, target) = (rows(), minus(&rows(), &p.b_dec));
     let mut grads = Gradients::new(p.shape());
     let input = if centred { &target } else { &x };
-    let batch = Batch { input, target: &target, centred, threads: 1, sparsity: 1.0, step: 1 };
+    let precision = DType::F32;
+    let batch = Batch { input, target: &target, centred, precision, sparsity: 1.0, step: 1 };
     (objective.accumulate(p, batch, firing, &mut grads), grads.dense().clone())
 }
 
@@ -242,8 +245,8 @@ fn sparse_and_dense_blocks_agree() {
     let input = wave(rows * d_in, 1.0, 1.3, 0.4);
     let run = |objective: &mut dyn Objective| {
         let mut grads = Gradients::new(p.shape());
-        let (target, centred) = (&input[..], true);
-        let batch = Batch { input: &input, target, centred, threads: 2, sparsity: 0.5, step: 3 };
+        let (target, centred, precision) = (&input[..], true, DType::F32);
+        let batch = Batch { input: &input, target, centred, precision, sparsity: 0.5, step: 3 };
         let losses = objective.accumulate(&p, batch, &mut Firing::new(d_sae, 9), &mut grads);
         (losses, grads.dense().clone())
     };

@@ -167,7 +167,7 @@ mod tests {
             input: &[a],
             target: &[0.0],
             centred: false,
-            threads: 1,
+            precision: candle_core::DType::F32,
             sparsity: 1.0,
             step: 0,
         };

@@ -14,6 +14,7 @@ pub mod standard;
 pub mod threshold;
 pub mod topk;
 
+use candle_core::DType;
 use rayon::prelude::*;
 
 use super::{Parameters, gradients::Gradients};
@@ -97,8 +98,8 @@ pub struct Batch<'a> {
     pub target: &'a [f32],
     /// Whether `input` depends on b_dec.
     pub centred: bool,
-    /// Threads for dense products.
-    pub threads: usize,
+    /// In what the encoder's product multiplies: F32, or BF16 with sums in f32.
+    pub precision: DType,
     /// Factor on the sparsity coefficient.
     pub sparsity: f64,
     /// Steps made before this one.
@@ -145,7 +146,7 @@ fn without_latents(params: &Parameters, batch: &Batch<'_>, out: &mut Vec<f32>) {
     if !params.w_skip.is_empty() {
         let x = Matrix::new(batch.input, batch.rows(params), params.d_in);
         let skip = Matrix::new(&params.w_skip, params.d_out, params.d_in).t();
-        product(x, skip, out, Write::Add, batch.threads);
+        product(x, skip, out, Write::Add);
     }
 }
 
@@ -173,7 +174,7 @@ fn add_output_gradients(
     if !small.w_skip.is_empty() {
         let output = Matrix::new(grad_output, rows, width).columns(params.d_out).t();
         let input = Matrix::new(batch.input, rows, params.d_in);
-        product(output, input, small.w_skip, Write::Add, batch.threads);
+        product(output, input, small.w_skip, Write::Add);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     sae::{
         Parameters,
-        encode::{Encoder, Scratch},
+        encode::{Encoder, Shift},
         gradients::Gradients,
     },
 };
@@ -101,6 +101,7 @@ pub struct Prefix {
 /// Buffers of one set of active latents.
 #[derive(Debug, Default)]
 struct Pass {
+    encoder: Encoder,
     active: SparseRows,
     /// Gradients of the outputs, see [`OutputGrads`].
     grads: Vec<f32>,
@@ -124,7 +125,6 @@ pub struct TopK {
     revival: Pass,
     /// Gradient of the pre-activations, summed over rows, `[d_sae]`.
     pre_grad: Vec<f32>,
-    scratch: Scratch,
 }
 
 impl TopK {
@@ -140,7 +140,6 @@ impl TopK {
             main: Pass::default(),
             revival: Pass::default(),
             pre_grad: vec![],
-            scratch: Scratch::default(),
         }
     }
 
@@ -154,17 +153,18 @@ impl TopK {
 
     fn encode(&mut self, params: &Parameters, batch: &Batch<'_>) {
         let norms = self.selection.by_decoder_norm.then(|| params.decoder_norms());
-        let encoder = Encoder { norms: norms.as_deref(), ..Encoder::new(params, batch.threads) };
+        let shift = Shift { b_enc: &params.b_enc, norms: norms.as_deref() };
         let (k, rows) = (self.selection.k_at(batch.step), batch.rows(params));
-        let (scratch, active) = (&mut self.scratch, &mut self.main.active);
+        let Pass { encoder, active, .. } = &mut self.main;
+        encoder.load(&params.w_enc, params.d_in, batch.precision);
         let smallest = match self.selection.among {
             Among::Row => {
-                encoder.top_k(batch.input, k, 0.0, scratch, active);
+                encoder.top_k(batch.input, shift, (k, 0.0), active);
                 mean_of_rows(active)
             }
             Among::Batch => {
                 active.clear();
-                encoder.batch_top_k(batch.input, k * rows, scratch, active);
+                encoder.batch_top_k(batch.input, shift, k * rows, active);
                 of_batch(active)
             }
         };
@@ -192,12 +192,12 @@ impl TopK {
             dead.iter().flat_map(|l| t[l * width..(l + 1) * width].iter().copied()).collect()
         };
         let (w_enc, b_enc) = (gather(&params.w_enc, d_in), gather(&params.b_enc, 1));
-        let threads = batch.threads;
-        let encoder = Encoder { w_enc: &w_enc, b_enc: &b_enc, norms: None, d_in, threads };
         let floor = if self.aux.form == AuxForm::Normalised { 0.0 } else { f32::NEG_INFINITY };
         let pass = &mut self.revival;
         let k = self.aux.k.min(dead.len());
-        encoder.top_k(batch.input, k, floor, &mut self.scratch, &mut pass.active);
+        pass.encoder.load(&w_enc, d_in, batch.precision);
+        let shift = Shift { b_enc: &b_enc, norms: None };
+        pass.encoder.top_k(batch.input, shift, (k, floor), &mut pass.active);
         pass.active.rename(dead);
         let weight = match self.aux.form {
             AuxForm::Normalised => 1.0 / row_variance(&self.error, params.d_out),
