@@ -17,6 +17,8 @@ use pipeline_common::{
         random::{Normal, Purpose},
         trainer::{Optimiser, Rates, State, Trainer},
         variant::{
+            dense::Dense,
+            jumprelu::JumpRelu,
             threshold::Running,
             topk::{Aux, AuxForm, Selection, TopK},
         },
@@ -61,6 +63,30 @@ fn topk_step(c: &mut Criterion) {
     }
 }
 
+/// JumpReLU with half of all latents active, as at the first steps, and with 4 %.
+fn jumprelu_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("jumprelu_step");
+    group.sample_size(10);
+    let (d_in, d_sae, batch) = (2048, 16384, 1024);
+    let x = rows(batch, d_in);
+    // Pre-activations are normal, with a deviation of 1 / sqrt(d_in).
+    for (name, deviations) in [("half", 0.0), ("sparse", 1.75)] {
+        let threshold = deviations / (d_in as f32).sqrt();
+        let start = Start { threshold, ..Start::TIED };
+        let params = initialise(Shape::jumprelu(d_in, d_sae), &x, 0, start);
+        let state = State::new(params, u64::MAX, false);
+        let optimiser = Optimiser::adam(AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 });
+        let objective = Box::new(Dense::new(JumpRelu::new(0.001), 1e-4));
+        let mut trainer = Trainer::new(state, objective, optimiser, true, DType::F32);
+        let rates = Rates { lr: 1e-6, sparsity: 1.0 };
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_function(format!("{d_in}x{d_sae}_{name}_batch{batch}"), |b| {
+            let step = |mut x: Vec<f32>| trainer.step(&mut x, None, rates).unwrap();
+            b.iter_batched(|| x.clone(), step, BatchSize::LargeInput);
+        });
+    }
+}
+
 fn kernels(c: &mut Criterion) {
     let mut group = c.benchmark_group("kernels");
     group.sample_size(10);
@@ -82,5 +108,5 @@ fn kernels(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, topk_step, kernels);
+criterion_group!(benches, topk_step, jumprelu_step, kernels);
 criterion_main!(benches);

@@ -6,8 +6,13 @@
 use rayon::prelude::*;
 
 use super::{Parameters, parameters::Shape};
-use crate::kernels::vector::{axpy, dot, simd, squared_norm};
+use crate::kernels::{
+    sparse::gradients::RowSums,
+    vector::{axpy, dot, simd, squared_norm},
+};
 
+/// Latents that one task goes through with each tile of the rows.
+const TOGETHER: usize = 64;
 /// Elements of a tensor without rows that one task sums.
 const STRETCH: usize = 4096;
 
@@ -63,6 +68,25 @@ impl Gradients {
             enc,
             touched,
         })
+    }
+
+    /// Adds sums over active rows to the latents' rows of the decoder and of the encoder.
+    pub fn add(&mut self, decoder: &[RowSums<'_>], encoder: &[RowSums<'_>]) {
+        let fires = |l: usize| decoder.iter().chain(encoder).any(|s| s.by_latent.fires(l));
+        self.latents().enumerate().chunks(TOGETHER).for_each(|chunk| {
+            let latents = chunk.into_iter().filter(|(latent, _)| fires(*latent));
+            let mut rows: Vec<_> = latents.map(|(latent, grads)| (latent, grads.rows())).collect();
+            for sums in decoder {
+                for tile in 0..sums.matrix.count() {
+                    rows.iter_mut().for_each(|(latent, (dec, _))| sums.add(*latent, tile, dec));
+                }
+            }
+            for sums in encoder {
+                for tile in 0..sums.matrix.count() {
+                    rows.iter_mut().for_each(|(latent, (_, enc))| sums.add(*latent, tile, enc));
+                }
+            }
+        });
     }
 
     /// All tensors, every latent's rows included.

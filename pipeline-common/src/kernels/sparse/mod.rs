@@ -71,6 +71,11 @@ impl SparseRows {
         (&self.index[slots.clone()], &self.value[slots])
     }
 
+    /// The activation in every slot.
+    pub fn values(&self) -> &[f32] {
+        &self.value
+    }
+
     /// The activation in a slot.
     #[inline(always)]
     pub fn value(&self, slot: usize) -> f32 {
@@ -159,7 +164,29 @@ impl ByLatent {
     /// The rows in which a latent is active, ascending, and the slots there.
     #[inline(always)]
     pub fn of(&self, latent: usize) -> &[(u32, u32)] {
-        &self.slots[self.start[latent] as usize..self.start[latent + 1] as usize]
+        &self.slots[self.range(latent)]
+    }
+
+    /// The places of a latent's pairs among those of all latents.
+    #[inline(always)]
+    pub fn range(&self, latent: usize) -> Range<usize> {
+        self.start[latent] as usize..self.start[latent + 1] as usize
+    }
+
+    /// A number for every slot, in the order of the pairs.
+    pub fn gather(&self, slots: &[f32]) -> Vec<f32> {
+        self.slots.par_iter().map(|(_, slot)| slots[*slot as usize]).collect()
+    }
+
+    /// A number for every pair, cut into latents.
+    pub fn cut<'a>(&self, mut pairs: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+        let mut latents = Vec::with_capacity(self.start.len() - 1);
+        for latent in 0..self.start.len() - 1 {
+            let (head, tail) = pairs.split_at_mut(self.range(latent).len());
+            latents.push(head);
+            pairs = tail;
+        }
+        latents
     }
 
     /// Whether the latent is active in any row.

@@ -32,26 +32,6 @@ pub struct Decoder<'a> {
     pub factors: &'a [f32],
 }
 
-/// Gradients with respect to the outputs of each group's latents, `[rows, groups, d_out]`.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputGrads<'a> {
-    /// As in [`Decoder::ends`].
-    pub ends: &'a [usize],
-    /// Width of the output.
-    pub d_out: usize,
-    /// The gradients.
-    pub grads: &'a [f32],
-}
-
-impl<'a> OutputGrads<'a> {
-    /// That of a row with respect to the outputs of a latent, `[d_out]`.
-    #[inline(always)]
-    pub fn of(&self, row: usize, latent: usize) -> &'a [f32] {
-        let group = self.ends.iter().take_while(|end| **end <= latent).count();
-        &self.grads[(row * (self.ends.len() + 1) + group) * self.d_out..][..self.d_out]
-    }
-}
-
 /// `out[row] += Σ value · decoder[latent]`; `decoder` is `[d_sae, d_out]`, `out` is
 /// `[rows, d_out]`.
 pub fn decode_add(active: &SparseRows, decoder: &[f32], d_out: usize, out: &mut [f32]) {
@@ -71,8 +51,9 @@ pub fn decode_add(active: &SparseRows, decoder: &[f32], d_out: usize, out: &mut 
 /// Decodes `active` and goes back to its activations.
 ///
 /// `error`, `[rows, d_out]`, holds the output without latents less the target, and then the whole
-/// output's error. `grads`, `[rows, groups, d_out]`, become [`OutputGrads`]: a group's latents take
-/// part in its own reconstruction and in those of all groups after it. `entry_grad` becomes the
+/// output's error. `grads`, `[rows, groups, d_out]`, become the gradients with respect to the
+/// output of each group's latents, which take part in its own reconstruction and in those of all
+/// groups after it. `entry_grad` becomes the
 /// gradient of every slot of `active`. Returns each group's squared errors, `[rows, groups]`.
 pub fn reconstruct(
     active: &SparseRows,
@@ -187,7 +168,9 @@ mod tests {
         let mut decoded = start.clone();
         decode_add(&active, &weights, d_out, &mut decoded);
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a}, {b}");
-        let output = OutputGrads { ends: &ends, d_out, grads: &grads };
+        let of = |row: usize, latent: usize| {
+            &grads[(2 * row + usize::from(latent >= ends[0])) * d_out..][..d_out]
+        };
         for r in 0..rows {
             let partial = |end: usize, c: usize| -> f64 {
                 let term = |l: usize| f64::from(dense[r * d_sae + l] * weights[l * d_out + c]);
@@ -200,12 +183,12 @@ mod tests {
             for c in 0..d_out {
                 close(f64::from(error[r * d_out + c]), whole[c]);
                 close(f64::from(decoded[r * d_out + c]), whole[c]);
-                close(f64::from(output.of(r, 899)[c]), 0.5 * first[c] + 2.0 * whole[c]);
-                close(f64::from(output.of(r, 900)[c]), 2.0 * whole[c]);
+                close(f64::from(of(r, 899)[c]), 0.5 * first[c] + 2.0 * whole[c]);
+                close(f64::from(of(r, 900)[c]), 2.0 * whole[c]);
             }
             for (slot, l) in active.slots(r).zip(active.row(r).0).step_by(101) {
                 let l = *l as usize;
-                let grad = output.of(r, l).iter().zip(&weights[l * d_out..][..d_out]);
+                let grad = of(r, l).iter().zip(&weights[l * d_out..][..d_out]);
                 close(
                     f64::from(entry_grad[slot]),
                     grad.map(|(g, w)| f64::from(*g) * f64::from(*w)).sum(),

@@ -17,9 +17,9 @@ use crate::{
         product::{Matrix, Write, product},
         sparse::{
             SparseRows,
+            gradients::{RowSums, Tiles},
             reconstruct::{Decoder, reconstruct},
         },
-        vector::{axpy, simd},
     },
     sae::{Parameters, encode::Encoder, gradients::Gradients},
 };
@@ -129,6 +129,8 @@ struct Sparse<const C: usize> {
     grads: [Vec<f32>; C],
     /// Those of one block, and the gradients of its outputs.
     of_block: [Vec<f32>; 2],
+    output_tiles: [Tiles; C],
+    input_tiles: Tiles,
 }
 
 /// Entries of one row: latents, pre-activations, activations.
@@ -148,7 +150,14 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             acts: empty(),
             grads: empty(),
             outputs: empty(),
-            sparse: Sparse { rows, a: vec![], grads: empty(), of_block: [vec![], vec![]] },
+            sparse: Sparse {
+                rows,
+                a: vec![],
+                grads: empty(),
+                of_block: [vec![], vec![]],
+                output_tiles: std::array::from_fn(|_| Tiles::default()),
+                input_tiles: Tiles::default(),
+            },
         }
     }
 
@@ -277,33 +286,39 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         batch: &Batch<'_>,
         (sums, grads, per_row): (&mut Sums, &mut Gradients, f32),
     ) {
-        let (d_in, d_out) = (params.d_in, params.d_out);
-        let Sparse { rows, a, grads: entry_grads, .. } = &self.sparse;
+        let Sparse { rows, a, grads: entry_grads, output_tiles, input_tiles, .. } =
+            &mut self.sparse;
+        if rows[0].active() == 0 {
+            return;
+        }
+        let activation = &self.activation;
         let by_latent = rows[0].by_latent(params.d_sae);
-        let (activation, outputs) = (&self.activation, &self.outputs);
-        let latents = grads.latents().zip(&mut sums.latents).enumerate();
-        latents.filter(|(latent, _)| by_latent.fires(*latent)).for_each(
-            |(latent, (grads, sums))| {
-                let (dec, enc) = grads.rows();
-                for (row, slot) in by_latent.of(latent) {
-                    let (row, slot) = (*row as usize, *slot as usize);
-                    let f = std::array::from_fn(|c| rows[c].value(slot));
-                    let g = std::array::from_fn(|c| entry_grads[c][slot]);
-                    let pre =
-                        sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for c in (0..C).filter(|c| f[*c] != 0.0 && !activation.is_detached(*c))
-                            {
-                                axpy(f[c], &outputs[c][row * d_out..][..d_out], dec);
-                            }
-                            axpy(pre, &batch.input[row * d_in..][..d_in], enc);
-                        },
-                    );
-                }
-            },
-        );
+        let mut pre_grads = vec![0.0; a.len()];
+        let latents = by_latent.cut(&mut pre_grads).into_par_iter().zip(&mut sums.latents);
+        latents.enumerate().for_each(|(latent, (pre_grads, sums))| {
+            for ((_, slot), pre_grad) in by_latent.of(latent).iter().zip(pre_grads) {
+                let slot = *slot as usize;
+                let f = std::array::from_fn(|c| rows[c].value(slot));
+                let g = std::array::from_fn(|c| entry_grads[c][slot]);
+                *pre_grad =
+                    sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
+            }
+        });
+        input_tiles.load(batch.input, params.d_in);
+        let mut of_decoder = vec![];
+        for (c, tiles) in
+            output_tiles.iter_mut().enumerate().filter(|(c, _)| !activation.is_detached(*c))
+        {
+            tiles.load(&self.outputs[c], params.d_out);
+            of_decoder.push((by_latent.gather(rows[c].values()), &*tiles));
+        }
+        let by_latent = &by_latent;
+        let of_decoder: Vec<_> = of_decoder
+            .iter()
+            .map(|(factors, matrix)| RowSums { by_latent, factors, matrix, ends: &[] })
+            .collect();
+        let encoder = RowSums { by_latent, factors: &pre_grads, matrix: input_tiles, ends: &[] };
+        grads.add(&of_decoder, &[encoder]);
     }
 }
 

@@ -16,8 +16,8 @@ use crate::{
         columns::row_variance,
         sparse::{
             ByLatent, SparseRows,
-            gradients::Backward,
-            reconstruct::{Decoder, OutputGrads, reconstruct},
+            gradients::{RowSums, Tiles},
+            reconstruct::{Decoder, reconstruct},
         },
     },
     sae::{
@@ -103,8 +103,9 @@ pub struct Prefix {
 struct Pass {
     encoder: Encoder,
     active: SparseRows,
-    /// Gradients of the outputs, see [`OutputGrads`].
+    /// Gradients of the outputs of each group of latents, `[rows, groups, d_out]`.
     grads: Vec<f32>,
+    grad_tiles: Tiles,
     /// Gradients of the activations.
     entry_grad: Vec<f32>,
 }
@@ -121,6 +122,7 @@ pub struct TopK {
     threshold: Threshold,
     /// `output - target`, `[rows, d_out]`.
     error: Vec<f32>,
+    input: Tiles,
     main: Pass,
     revival: Pass,
     /// Gradient of the pre-activations, summed over rows, `[d_sae]`.
@@ -137,6 +139,7 @@ impl TopK {
             aux,
             threshold: Threshold::new(running),
             error: vec![],
+            input: Tiles::default(),
             main: Pass::default(),
             revival: Pass::default(),
             pre_grad: vec![],
@@ -225,25 +228,32 @@ impl TopK {
         }
     }
 
-    /// Gradients of both matrices and of the pre-activations, latent by latent.
+    /// Gradients of both matrices and of the pre-activations, latent by latent; `revived` if dead
+    /// latents have an auxiliary loss.
     fn add_gradients(
         &mut self,
+        params: &Parameters,
         input: &[f32],
-        main: &ByLatent,
-        revived: Option<&ByLatent>,
+        (main, revived): (&ByLatent, Option<&ByLatent>),
         grads: &mut Gradients,
     ) {
-        let d_out = self.error.len() / self.main.active.rows();
-        let mut passes = vec![self.main.backward(&self.ends, main, input, d_out)];
-        passes.extend(revived.map(|r| self.revival.backward(&[], r, input, d_out)));
-        let latents = grads.latents().zip(&mut self.pre_grad).enumerate();
-        latents.for_each(|(latent, (grads, pre))| {
-            *pre = passes.iter().map(|pass| pass.pre(latent)).sum();
-            if passes.iter().any(|pass| pass.by_latent.fires(latent)) {
-                let (dec, enc) = grads.rows();
-                passes.iter().for_each(|pass| pass.add(latent, dec, enc));
-            }
-        });
+        self.input.load(input, params.d_in);
+        self.main.grad_tiles.load(&self.main.grads, params.d_out);
+        let mut passes = vec![(self.main.factors(main), &self.main, main, &self.ends[..])];
+        if let Some(by_latent) = revived {
+            self.revival.grad_tiles.load(&self.revival.grads, params.d_out);
+            passes.push((self.revival.factors(by_latent), &self.revival, by_latent, &[]));
+        }
+        let (mut decoder, mut encoder) = (vec![], vec![]);
+        for ([acts, entry_grads], pass, by_latent, ends) in &passes {
+            let matrix = &pass.grad_tiles;
+            decoder.push(RowSums { by_latent, factors: acts, matrix, ends });
+            let matrix = &self.input;
+            encoder.push(RowSums { by_latent, factors: entry_grads, matrix, ends: &[] });
+        }
+        grads.add(&decoder, &encoder);
+        let of_latent = |l| encoder.iter().flat_map(|s| &s.factors[s.by_latent.range(l)]).sum();
+        (0..params.d_sae).into_par_iter().map(of_latent).collect_into_vec(&mut self.pre_grad);
         let [b_enc, ..] = grads.small().own;
         b_enc.iter_mut().zip(&self.pre_grad).for_each(|(b, g)| *b += g);
     }
@@ -262,20 +272,9 @@ impl Pass {
         reconstruct(&self.active, &decoder, error, &mut self.grads, &mut self.entry_grad)
     }
 
-    fn backward<'a>(
-        &'a self,
-        ends: &'a [usize],
-        by_latent: &'a ByLatent,
-        input: &'a [f32],
-        d_out: usize,
-    ) -> Backward<'a> {
-        Backward {
-            active: &self.active,
-            by_latent,
-            grad: OutputGrads { ends, d_out, grads: &self.grads },
-            entry_grad: &self.entry_grad,
-            input,
-        }
+    /// Activations and their gradients, by latent.
+    fn factors(&self, by_latent: &ByLatent) -> [Vec<f32>; 2] {
+        [by_latent.gather(self.active.values()), by_latent.gather(&self.entry_grad)]
     }
 }
 
@@ -294,8 +293,7 @@ impl Objective for TopK {
         let dead = self.dead(rows, &by_latent, firing);
         let aux = if dead.is_empty() { 0.0 } else { self.revive(params, &batch, &dead) };
         let revived = (!dead.is_empty()).then(|| self.revival.active.by_latent(params.d_sae));
-        self.pre_grad.resize(params.d_sae, 0.0);
-        self.add_gradients(batch.input, &by_latent, revived.as_ref(), grads);
+        self.add_gradients(params, batch.input, (&by_latent, revived.as_ref()), grads);
         // The auxiliary reconstruction has no b_dec; every prefix has, and their gradients are
         // all in the first group's.
         add_output_gradients(params, &batch, &self.main.grads, &self.pre_grad, grads);
