@@ -13,6 +13,7 @@
 //! | [`model`] | the hooked transformer: families, blocks, hook names, weights |
 //! | [`shard`] | activation shards on disk: format, writer, reader, order |
 //! | [`remote`] | object storage: uploads, resume from there, staging |
+//! | [`plot`] | line plots as SVG, for pages that open from disk |
 //! | [`prepare`] | stage 00: model and text to the cache, documents to streams, the tokenisation report |
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
@@ -36,6 +37,7 @@ pub mod capture;
 pub mod kernels;
 pub mod model;
 pub mod plan;
+pub mod plot;
 pub mod prepare;
 pub mod remote;
 pub mod sae;
