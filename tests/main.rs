@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod cli;
+mod curves;
 mod dependencies;
 mod discover;
 mod faults;

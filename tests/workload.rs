@@ -103,8 +103,9 @@ pub fn succeed(command: &mut Command) -> (String, String) {
     (out, err)
 }
 
-/// Every file of a store but logs, timings, progress files and checkpoints, by relative path. Which
-/// checkpoints are left depends on when a training was interrupted; what came of them does not.
+/// Every file of a store but logs, what holds the clock, progress files and checkpoints, by relative
+/// path. Which checkpoints are left depends on when a training was interrupted; what came of them
+/// does not.
 pub struct Contents(pub BTreeMap<PathBuf, Vec<u8>>);
 
 impl Contents {
@@ -116,16 +117,19 @@ impl Contents {
                 let path = entry.unwrap().path();
                 let name = path.strip_prefix(store).unwrap().to_owned();
                 if path.is_dir() {
-                    let differing = ["logs", "checkpoints", "progress"];
-                    if !differing.iter().any(|folder| name.ends_with(folder)) {
-                        folders.push(path);
-                    }
-                } else if !name.ends_with("timing.json") {
+                    folders.push(path);
+                } else if !differs(&name) {
                     files.insert(name, fs_err::read(path).unwrap());
                 }
             }
         }
         Self(files)
+    }
+
+    /// Leaves out what [`Self::read`] does.
+    pub fn without_differing(mut self) -> Self {
+        self.0.retain(|name, _| !differs(name));
+        self
     }
 
     /// Leaves out files whose names end with one of `endings`.
@@ -155,6 +159,15 @@ impl Contents {
             .collect();
         assert!(wrong.is_empty(), "{after}: {wrong:#?}");
     }
+}
+
+/// Whether a file of a store, named relative to it, is another after every run.
+fn differs(name: &Path) -> bool {
+    const FOLDERS: [&str; 4] = ["logs", "checkpoints", "progress", "tensorboard"];
+    const FILES: [&str; 3] = ["timing.json", "timing.jsonl", "training.html"];
+    let is_one_of = |names: &[&str], part: &std::ffi::OsStr| names.iter().any(|n| part == *n);
+    name.parent().is_some_and(|parent| parent.iter().any(|part| is_one_of(&FOLDERS, part)))
+        || name.file_name().is_some_and(|file| is_one_of(&FILES, file))
 }
 
 /// A sentence of a run: document, text, tokens, and its rows' bits.

@@ -247,10 +247,10 @@ fn a_checkpoint_that_changed() {
         },
     );
     damaged(
-        &run.join("history.json"),
+        &run.join("history.jsonl"),
         |bytes| bytes.truncate(10),
         || {
-            let error = ["history.json", "EOF"];
+            let error = ["history.jsonl", "has 10 bytes", "when the checkpoint was written"];
             refused(&mut work.stage(TRAIN), &invalid(&error, ""));
         },
     );

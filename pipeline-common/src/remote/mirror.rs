@@ -12,6 +12,9 @@ use crate::{
     stage::{heartbeat, meta::META},
 };
 
+/// Directories of which files that are gone here go there too: old checkpoints, and the curves of
+/// processes before this one.
+const FOLLOWED: [&str; 2] = ["checkpoints", "tensorboard"];
 /// The file that names the checkpoint to go on at; sent after it.
 const LATEST: &str = "checkpoints/latest.json";
 
@@ -33,7 +36,7 @@ impl Mirror {
         Self { client, run_id: run_id.into(), dir: dir.to_owned(), sent: HashMap::new() }
     }
 
-    /// Sends what changed: first contents, then the files that say what counts; checkpoints that
+    /// Sends what changed: first contents, then the files that say what counts; old checkpoints that
     /// are gone here go there too.
     ///
     /// # Errors
@@ -45,11 +48,13 @@ impl Mirror {
         if !files.iter().any(|name| name == LATEST) {
             return Ok(());
         }
-        for name in self.client.list(&self.key("checkpoints"))?.objects {
-            let name = format!("checkpoints/{name}");
-            if !files.contains(&name) {
-                self.client.delete(&self.key(&name))?;
-                self.sent.remove(&name);
+        for directory in FOLLOWED {
+            for name in self.client.list(&self.key(directory))?.objects {
+                let name = format!("{directory}/{name}");
+                if !files.contains(&name) {
+                    self.client.delete(&self.key(&name))?;
+                    self.sent.remove(&name);
+                }
             }
         }
         Ok(())

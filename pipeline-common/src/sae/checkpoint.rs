@@ -2,15 +2,18 @@
 //!
 //! `checkpoints/step-<n>.safetensors` holds every tensor of [`State`]; `checkpoints/latest.json`
 //! names the newest complete one with its digest and is replaced after it. The data position is
-//! the step itself, since the order of rows is a function of it.
+//! the step itself, since the order of rows is a function of it. A state that is not finite is never
+//! saved, so the latest checkpoint is a good one.
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    SaeError,
+    Parameters, SaeError,
+    curves::Marks,
     parameters::NAMES,
     trainer::{Best, State},
 };
@@ -21,12 +24,16 @@ use crate::{
 
 /// The parts of a state that have the parameters' shape.
 const PARTS: [&str; 4] = ["param", "first", "second", "ema"];
+/// Elements that one task looks at.
+const STRETCH: usize = 1 << 16;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Latest {
     file: String,
     step: u64,
     blake3: String,
+    /// How long the curves' logs were.
+    curves: Marks,
 }
 
 /// The checkpoints of one training.
@@ -42,11 +49,13 @@ impl Checkpoints {
         Self { dir: run_dir.join("checkpoints"), keep }
     }
 
-    /// Writes `state` and makes it the latest.
+    /// Writes `state`, whose curves are as long as `curves` says, and makes it the latest.
     ///
     /// # Errors
-    /// Any I/O error, naming the path.
-    pub fn save(&self, state: &State) -> Result<(), SaeError> {
+    /// [`SaeError::Diverged`] for a state that is not finite, which leaves everything as it was; any
+    /// I/O error, naming the path.
+    pub fn save(&self, state: &State, curves: Marks) -> Result<(), SaeError> {
+        must_be_finite(state)?;
         fs_err::create_dir_all(&self.dir)?;
         let path = self.path(state.step);
         let file = file_name(state.step);
@@ -54,7 +63,7 @@ impl Checkpoints {
         let (blake3, _) = format::digest(&path)?;
         atomic::write_json(
             &self.dir.join("latest.json"),
-            &Latest { file, step: state.step, blake3 },
+            &Latest { file, step: state.step, blake3, curves },
         )?;
         self.remove_old(state.step)
     }
@@ -63,13 +72,16 @@ impl Checkpoints {
         self.dir.join(file_name(step))
     }
 
-    /// The latest state, verified; `None` where there is none. `state` is a state of the same shape.
+    /// The latest state, verified, and the length of its curves; `None` where there is none. `state`
+    /// is a state of the same shape.
     ///
     /// # Errors
     /// [`SaeError::Checkpoint`] if the file differs from what was committed; [`SaeError::Shape`] if
     /// it is not of `shape`.
-    pub fn load(&self, mut state: State) -> Result<Option<State>, SaeError> {
-        let Some((path, map, step)) = self.latest()? else { return Ok(None) };
+    pub fn load(&self, mut state: State) -> Result<Option<(State, Marks)>, SaeError> {
+        let Some(latest) = self.latest()? else { return Ok(None) };
+        let path = self.dir.join(&latest.file);
+        let map = verified(&path, &latest)?;
         let bad = |reason: String| SaeError::Format { path: path.clone(), reason };
         let file = SafeTensors::deserialize(&map).map_err(|e| bad(e.to_string()))?;
         let State { params, first, second, ema, .. } = &mut state;
@@ -88,26 +100,27 @@ impl Checkpoints {
         if let [step, fvu] = numbers(&file, "best")[..] {
             state.best = Some(Best { step: step as u64, fvu });
         }
-        state.step = step;
-        Ok(Some(state))
+        state.step = latest.step;
+        Ok(Some((state, latest.curves)))
     }
 
-    /// The latest file, verified, and its step.
-    fn latest(&self) -> Result<Option<(PathBuf, memmap2::Mmap, u64)>, SaeError> {
+    /// The latest checkpoint's file and step, as they were committed.
+    ///
+    /// # Errors
+    /// [`SaeError::Format`] for a file that does not name one; I/O errors.
+    pub fn newest(&self) -> Result<Option<(PathBuf, u64)>, SaeError> {
+        Ok(self.latest()?.map(|latest| (self.dir.join(latest.file), latest.step)))
+    }
+
+    fn latest(&self) -> Result<Option<Latest>, SaeError> {
         let latest = self.dir.join("latest.json");
         let text = match fs_err::read(&latest) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let latest: Latest = serde_json::from_slice(&text)
+        let latest = serde_json::from_slice(&text)
             .map_err(|e| SaeError::Format { path: latest, reason: e.to_string() })?;
-        let path = self.dir.join(&latest.file);
-        let map = format::map(&path)?;
-        let found = format::digest_bytes(&map);
-        if found != latest.blake3 {
-            return Err(SaeError::Checkpoint { path, expected: latest.blake3, found });
-        }
-        Ok(Some((path, map, latest.step)))
+        Ok(Some(latest))
     }
 
     /// Removes all but the newest, and what a killed process left: half-written files, and
@@ -131,6 +144,37 @@ impl Checkpoints {
     }
 }
 
+/// The file's bytes, which are those that were committed.
+fn verified(path: &Path, latest: &Latest) -> Result<memmap2::Mmap, SaeError> {
+    let map = format::map(path)?;
+    let found = format::digest_bytes(&map);
+    if found != latest.blake3 {
+        let (path, expected) = (path.to_owned(), latest.blake3.clone());
+        return Err(SaeError::Checkpoint { path, expected, found });
+    }
+    Ok(map)
+}
+
+/// The parts of a state that it has, with their names.
+fn parts(state: &State) -> impl Iterator<Item = (&'static str, &Parameters)> {
+    let parts = [Some(&state.params), Some(&state.first), Some(&state.second), state.ema.as_ref()];
+    PARTS.into_iter().zip(parts).filter_map(|(name, part)| Some((name, part?)))
+}
+
+fn must_be_finite(state: &State) -> Result<(), SaeError> {
+    let odd = |data: &[f32]| data.iter().copied().find(|x| !x.is_finite());
+    for (part, params) in parts(state) {
+        for (name, tensor) in NAMES.iter().zip(params.tensors()) {
+            if let Some(value) = tensor.par_chunks(STRETCH).find_map_first(odd) {
+                let (step, value) = (state.step, f64::from(value));
+                let quantity = format!("an element of `{part}.{name}`");
+                return Err(SaeError::Diverged { step, quantity, value });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Names sort as steps do.
 fn file_name(step: u64) -> String {
     format!("step-{step:012}.safetensors")
@@ -150,9 +194,8 @@ fn write(path: &Path, state: &State) -> Result<(), SaeError> {
         let spec = TensorSpec { name, dtype: Dtype::F64, shape: vec![data.len()] };
         tensors.push((spec, bytemuck::cast_slice(data)));
     }
-    let parts = [Some(&state.params), Some(&state.first), Some(&state.second), state.ema.as_ref()];
     let names = PARTS.map(|part| NAMES.map(|name| format!("{part}.{name}")));
-    for (names, part) in names.iter().zip(parts).filter_map(|(names, part)| Some((names, part?))) {
+    for (names, (_, part)) in names.iter().zip(parts(state)) {
         for (name, data) in names.iter().zip(part.tensors()).filter(|(_, data)| !data.is_empty()) {
             let spec = TensorSpec { name, dtype: Dtype::F32, shape: vec![data.len()] };
             tensors.push((spec, bytemuck::cast_slice(data)));
@@ -224,9 +267,10 @@ mod tests {
         let checkpoints = Checkpoints::new(dir.path(), 2);
         assert_eq!(checkpoints.load(blank(5)).unwrap(), None);
         for step in [5, 10, 15] {
-            checkpoints.save(&state(step)).unwrap();
+            checkpoints.save(&state(step), Marks { history: step, timing: 1 }).unwrap();
         }
-        assert_eq!(checkpoints.load(blank(5)).unwrap(), Some(state(15)));
+        let marks = Marks { history: 15, timing: 1 };
+        assert_eq!(checkpoints.load(blank(5)).unwrap(), Some((state(15), marks)));
         assert!(!dir.path().join("checkpoints/step-000000000005.safetensors").exists());
     }
 
@@ -234,7 +278,7 @@ mod tests {
     fn damage_and_another_shape_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path(), 2);
-        checkpoints.save(&state(5)).unwrap();
+        checkpoints.save(&state(5), Marks::default()).unwrap();
         assert!(matches!(checkpoints.load(blank(6)), Err(SaeError::Shape { .. })));
         let path = dir.path().join("checkpoints/step-000000000005.safetensors");
         let mut bytes = fs_err::read(&path).unwrap();
@@ -242,5 +286,18 @@ mod tests {
         bytes[last] ^= 1;
         fs_err::write(&path, bytes).unwrap();
         assert!(matches!(checkpoints.load(blank(5)), Err(SaeError::Checkpoint { .. })));
+    }
+
+    #[test]
+    fn a_state_that_is_not_finite_never_takes_the_place_of_a_good_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 1);
+        checkpoints.save(&state(5), Marks::default()).unwrap();
+        let mut bad = state(6);
+        bad.second.b_dec[1] = f32::NAN;
+        let error = checkpoints.save(&bad, Marks::default()).unwrap_err().to_string();
+        assert!(error.contains("step 6: an element of `second.b_dec` is NaN"), "{error}");
+        assert_eq!(checkpoints.newest().unwrap().map(|(_, step)| step), Some(5));
+        assert_eq!(checkpoints.load(blank(5)).unwrap(), Some((state(5), Marks::default())));
     }
 }

@@ -44,12 +44,14 @@ pub enum SaeError {
         found: Vec<usize>,
     },
     /// The loss or a gradient became infinite or not a number.
-    #[error("training diverged at step {step}: the gradient norm is {norm}")]
+    #[error("training diverged at step {step}: {quantity} is {value}")]
     Diverged {
         /// The step, from 0.
         step: u64,
-        /// The gradient norm.
-        norm: f64,
+        /// What is not finite.
+        quantity: String,
+        /// Its value.
+        value: f64,
     },
 }
 
@@ -70,7 +72,8 @@ impl Classify for SaeError {
                     .into(),
             ),
             Self::Diverged { .. } => Some(
-                "lower LR, or lengthen WARMUP; the last checkpoint is in the run's checkpoints/"
+                "lower LR, lengthen WARMUP or lower CLIP, and give SAE_RUN_ID a new name; \
+                 training.html shows the curves up to there"
                     .into(),
             ),
             _ => None,

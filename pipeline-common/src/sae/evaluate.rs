@@ -1,6 +1,10 @@
 //! Figures of an SAE on given rows: error, unexplained variance, L0, firing counts.
 
-use super::{Sae, history::Validation, rows::Rows};
+use super::{
+    Sae,
+    history::{Validation, unexplained},
+    rows::Rows,
+};
 use crate::kernels::columns::column_sums;
 use rayon::prelude::*;
 
@@ -50,7 +54,7 @@ pub fn evaluate(sae: &Sae, rows: &Rows, numbers: &[usize]) -> Evaluation {
     let figures = Validation {
         rows: numbers.len() as u64,
         mse: error / n,
-        fvu: error / n / variance.max(f64::MIN_POSITIVE),
+        fvu: unexplained(error / n, variance),
         l0: active as f64 / n,
     };
     Evaluation { figures, fired }

@@ -1,14 +1,9 @@
-//! The training curve: one record every LOG_EVERY steps, in `history.json`.
+//! The figures of a training: one record every LOG_EVERY steps.
 //!
-//! Holds only what the run's data and configuration decide, so that an interrupted training
-//! writes the same file as an uninterrupted one; rates are in `timing.json`.
-
-use std::path::{Path, PathBuf};
+//! They hold only what the run's data and configuration decide, so that an interrupted training
+//! writes the same as an uninterrupted one; the clock's part is in [`super::curves`].
 
 use serde::{Deserialize, Serialize};
-
-use super::SaeError;
-use crate::stage::atomic;
 
 /// The figures of one step's batch, in units of the scaled input.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,13 +26,17 @@ pub struct Record {
     pub l1: f64,
     /// The sparsity penalty with its coefficient.
     pub sparsity: f64,
+    /// Factor on the sparsity coefficient: its warm-up.
+    pub sparsity_factor: f64,
     /// The auxiliary loss without its coefficient.
     pub aux: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Norm of all gradients, before it is clipped.
+    pub gradient_norm: f64,
     /// Share of latents that have not fired for DEAD_AFTER tokens.
     pub dead_fraction: f64,
-    /// The same figures on held-out rows, after the last step.
+    /// Figures on held-out rows, after the last step and every VALIDATE_EVERY steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<Validation>,
 }
@@ -55,35 +54,8 @@ pub struct Validation {
     pub l0: f64,
 }
 
-/// The records of a training.
-#[derive(Clone, Debug)]
-pub struct History {
-    path: PathBuf,
-    /// In the order of steps.
-    pub records: Vec<Record>,
-}
-
-impl History {
-    /// Goes on with the records up to `step`.
-    ///
-    /// # Errors
-    /// I/O errors; [`SaeError::Format`] for a file that is not a history.
-    pub fn open(run_dir: &Path, step: u64) -> Result<Self, SaeError> {
-        let path = run_dir.join("history.json");
-        let mut records: Vec<Record> = match fs_err::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            other => serde_json::from_slice(&other?)
-                .map_err(|e| SaeError::Format { path: path.clone(), reason: e.to_string() })?,
-        };
-        records.retain(|r| r.step <= step);
-        Ok(Self { path, records })
-    }
-
-    /// Replaces the file.
-    ///
-    /// # Errors
-    /// Any I/O error, naming the path.
-    pub fn write(&self) -> Result<(), SaeError> {
-        Ok(atomic::write_json(&self.path, &self.records)?)
-    }
+/// Fraction of `variance` that an error leaves unexplained: a finite number, which JSON can hold,
+/// for rows without variance too.
+pub fn unexplained(mse: f64, variance: f64) -> f64 {
+    (mse / variance.max(f64::MIN_POSITIVE)).min(f64::MAX)
 }

@@ -8,6 +8,7 @@
 //! vectors are contiguous.
 
 pub mod checkpoint;
+pub mod curves;
 pub mod encode;
 pub mod error;
 pub mod evaluate;

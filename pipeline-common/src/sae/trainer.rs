@@ -210,17 +210,18 @@ impl Trainer {
         self.objective.accumulate(params, batch, &mut self.state.firing, &mut self.grads)
     }
 
-    /// Makes the step with the mean of the accumulated gradients.
+    /// Makes the step with the mean of the accumulated gradients; their norm.
     ///
     /// # Errors
     /// [`SaeError::Diverged`] when the gradient is not finite; the parameters are then unchanged.
-    pub fn apply(&mut self, rates: Rates) -> Result<(), SaeError> {
+    pub fn apply(&mut self, rates: Rates) -> Result<f64, SaeError> {
         let mean = 1.0 / f64::from(self.parts.max(1));
         self.parts = 0;
         let decoder = self.optimiser.unit_decoder.then_some(&self.state.params.w_dec[..]);
         let norm = mean * self.grads.squared_norm(decoder).sqrt();
         if !norm.is_finite() {
-            return Err(SaeError::Diverged { step: self.state.step, norm });
+            let quantity = "the gradient norm".to_owned();
+            return Err(SaeError::Diverged { step: self.state.step, quantity, value: norm });
         }
         self.state.step += 1;
         self.state.memory = self.objective.memory();
@@ -233,7 +234,7 @@ impl Trainer {
         if let (Some(ema), Some(decay)) = (&mut self.state.ema, self.optimiser.ema) {
             average(ema, &self.state.params, decay as f32);
         }
-        Ok(())
+        Ok(norm)
     }
 }
 

@@ -1,6 +1,9 @@
 //! What to train, on what, and where it goes.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, builder::BoolishValueParser};
 use serde_json::{Map, json};
@@ -15,8 +18,8 @@ use crate::{
     sae::{
         Parameters,
         checkpoint::Checkpoints,
+        curves::{About as CurvesAbout, Curves, Marks},
         formats::saelens::{self, About},
-        history::History,
         init::{Start, initialise},
         rows::{Rows, Side},
         settings::{Plan, TrainArgs},
@@ -211,14 +214,17 @@ impl TrainSae {
         let checkpoints = Checkpoints::new(&job.run_dir, keep);
         let ema = plan.optimiser.ema.is_some();
         let blank = State::new(Parameters::zeros(plan.shape), plan.dead_after, ema);
-        let state = match checkpoints.load(blank)? {
-            Some(state) => {
+        let (state, marks) = match checkpoints.load(blank)? {
+            Some((state, marks)) => {
                 tracing::info!("going on at step {} of {}", state.step, plan.schedule.steps);
-                state
+                (state, marks)
             }
-            None => State::new(self.first_parameters(job), plan.dead_after, ema),
+            None => {
+                let first = self.first_parameters(job);
+                (State::new(first, plan.dead_after, ema), Marks::default())
+            }
         };
-        let history = History::open(&job.run_dir, state.step)?;
+        let curves = Curves::open(&job.run_dir, self.about(context, job), marks)?;
         let (objective, optimiser) = (train.objective(plan)?, plan.optimiser.clone());
         let trainer = Trainer::new(state, objective, optimiser, plan.centred, plan.precision);
         Ok(Session {
@@ -231,12 +237,37 @@ impl TrainSae {
                 checkpoint: train.checkpoint_every,
             },
             checkpoints,
-            history,
+            curves,
             trainer,
             mirror: None,
             spent: Duration::ZERO,
             steps: 0,
+            lap: (0, Instant::now()),
+            evaluation: None,
         })
+    }
+
+    /// What the page of curves says besides.
+    fn about(&self, context: &Context, job: &Job) -> CurvesAbout {
+        let shape = job.plan.shape;
+        let to = job.target.as_ref().map_or(String::new(), |hook| format!(" to {}", hook.name));
+        let sae = format!(
+            "{:?}, {} latents, d_in {}",
+            self.train.sae_arch,
+            thousands(shape.d_sae as u64),
+            shape.d_in
+        );
+        CurvesAbout {
+            title: job.run_id.clone(),
+            steps: job.plan.schedule.steps,
+            facts: vec![
+                ("capture", job.capture.run_id.clone()),
+                ("model", job.capture.model.id.clone()),
+                ("hook", format!("{}{to}", job.hook.name)),
+                ("SAE", sae),
+            ],
+            settings: context.config.scientific(),
+        }
     }
 
     fn first_parameters(&self, job: &Job) -> Parameters {
@@ -249,12 +280,9 @@ impl TrainSae {
 
     fn finish(&self, context: &Context, mut session: Session<'_>, job: &Job) -> Result<()> {
         let plan = &job.plan;
-        let evaluation = session.evaluate();
-        session.trainer.validated(evaluation.figures.fvu);
-        if let Some(last) = session.history.records.last_mut() {
-            last.validation = Some(evaluation.figures);
-        }
+        let evaluation = session.evaluation.take().unwrap_or_else(|| session.evaluate());
         session.save()?;
+        session.curves.finish()?;
         // Rows are stored times ACTIVATION_SCALE; the SAE is for the model's own activations.
         let stored = job.capture.activation_scale;
         let scale = job.rows.input.scale;
