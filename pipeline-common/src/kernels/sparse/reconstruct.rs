@@ -3,19 +3,18 @@
 //! A row's latents are read once for both: it is decoded, its error becomes the output's gradient,
 //! and that is multiplied with the same decoder rows while they are in the second-level cache.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::{
-    super::vector::{axpy, dot, simd, squared_norm},
+    super::vector::{axpy, simd, squared_norm},
     SparseRows,
 };
 
-/// Bytes of decoder rows that stay in the second-level cache beside the rest.
-const CACHE_BYTES: usize = 1 << 20;
-/// Columns are a multiple of this.
-const LANES: usize = 64;
+/// Columns that are taken at a time: 8 vectors of 16. A thousand latents' parts of them stay in the
+/// second-level cache.
+const TILE: usize = 128;
+/// Interleaved partial sums of a product of two rows.
+const LANES: usize = 16;
 
 /// A decoder, of which groups of latents may have reconstructions of their own.
 #[derive(Clone, Copy, Debug)]
@@ -68,12 +67,13 @@ pub fn reconstruct(
     entry_grad.resize(active.value.len(), 0.0);
     let mut squared = vec![0.0; active.rows() * groups];
     let rows = error.par_chunks_mut(decoder.d_out).zip(grads.par_chunks_mut(width));
-    let rows = rows.zip(active.cut(entry_grad)).zip(squared.par_chunks_mut(groups));
-    rows.enumerate().for_each(|(row, (((error, grads), entry_grad), squared))| {
+    let rows = rows.zip(active.cut(entry_grad)).zip(squared.par_chunks_mut(groups)).enumerate();
+    rows.for_each_init(Vec::new, |lanes, (row, (((error, grads), entry_grad), squared))| {
         let (index, value) = active.row(row);
+        let row = Row { decoder, index, value };
         simd(
             #[inline(always)]
-            || Row { decoder, index, value }.run(error, grads, entry_grad, squared),
+            || row.run(Outputs { error, grads, squared }, lanes, entry_grad),
         );
     });
     squared
@@ -86,59 +86,75 @@ struct Row<'a> {
     value: &'a [f32],
 }
 
+/// Of one row, as in [`reconstruct`].
+struct Outputs<'a> {
+    error: &'a mut [f32],
+    grads: &'a mut [f32],
+    squared: &'a mut [f64],
+}
+
 impl Row<'_> {
-    /// As [`reconstruct`], for one row. Columns do not depend on each other but for the sums at
-    /// the end, so few are taken at a time if there are many latents.
+    /// As [`reconstruct`], for one row. Columns depend on each other only in the sums at the end.
     #[inline(always)]
-    fn run(&self, error: &mut [f32], grads: &mut [f32], entry_grad: &mut [f32], sums: &mut [f64]) {
+    fn run(&self, mut out: Outputs<'_>, lanes: &mut Vec<[f32; LANES]>, entry_grad: &mut [f32]) {
         let d_out = self.decoder.d_out;
-        let most = CACHE_BYTES / size_of::<f32>() / self.index.len().max(1);
-        let step = (most / LANES * LANES).max(4 * LANES);
-        entry_grad.fill(0.0);
-        for begin in (0..d_out).step_by(step) {
-            let columns = begin..d_out.min(begin + step);
-            self.decode(&columns, error, grads, sums);
-            for (l, out) in self.index.iter().zip(entry_grad.iter_mut()) {
-                let group = self.decoder.ends.iter().take_while(|e| **e <= *l as usize).count();
-                let grad = &grads[group * d_out..][columns.clone()];
-                *out += dot(grad, self.weights(*l, &columns));
-            }
+        lanes.clear();
+        lanes.resize(self.index.len(), [0.0; LANES]);
+        let whole = d_out / TILE * TILE;
+        for begin in (0..whole).step_by(TILE) {
+            self.tile(begin, TILE, &mut out, lanes);
+        }
+        if whole < d_out {
+            self.tile(whole, d_out - whole, &mut out, lanes);
+        }
+        for (grad, lanes) in entry_grad.iter_mut().zip(lanes) {
+            *grad = lanes.iter().sum();
         }
     }
 
+    /// Columns `begin..begin + n`; compiled once for whole tiles, whose sums stay in registers.
     #[inline(always)]
-    fn decode(
-        &self,
-        columns: &Range<usize>,
-        error: &mut [f32],
-        grads: &mut [f32],
-        sums: &mut [f64],
-    ) {
-        let Decoder { d_out, ends, factors, .. } = *self.decoder;
-        let error = &mut error[columns.clone()];
+    fn tile(&self, begin: usize, n: usize, out: &mut Outputs<'_>, lanes: &mut [[f32; LANES]]) {
+        let Decoder { weights, d_out, ends, factors } = *self.decoder;
+        let columns = |row: usize| row * d_out + begin..row * d_out + begin + n;
+        let mut sums = [0.0; TILE];
+        sums[..n].copy_from_slice(&out.error[columns(0)]);
         let mut next = 0;
         for (group, factor) in factors.iter().enumerate() {
             let end = ends.get(group).copied().unwrap_or(usize::MAX);
             while let Some(l) = self.index.get(next).filter(|l| (**l as usize) < end) {
-                axpy(self.value[next], self.weights(*l, columns), error);
+                let (value, row) = (self.value[next], &weights[columns(*l as usize)]);
+                for i in 0..n {
+                    sums[i] = value.mul_add(row[i], sums[i]);
+                }
                 next += 1;
             }
-            sums[group] += squared_norm(error);
-            let grad = &mut grads[group * d_out..][columns.clone()];
-            for (grad, error) in grad.iter_mut().zip(error.iter()) {
-                *grad = factor * error;
+            out.squared[group] += squared_norm(&sums[..n]);
+            for (grad, sum) in out.grads[columns(group)].iter_mut().zip(&sums[..n]) {
+                *grad = factor * sum;
             }
         }
+        out.error[columns(0)].copy_from_slice(&sums[..n]);
         for group in (1..factors.len()).rev() {
-            let (before, after) = grads.split_at_mut(group * d_out);
-            let earlier = &mut before[(group - 1) * d_out..][columns.clone()];
-            axpy(1.0, &after[columns.clone()], earlier);
+            let (before, after) = out.grads.split_at_mut(group * d_out);
+            axpy(1.0, &after[columns(0)], &mut before[columns(group - 1)]);
         }
-    }
-
-    #[inline(always)]
-    fn weights(&self, latent: u32, columns: &Range<usize>) -> &[f32] {
-        &self.decoder.weights[latent as usize * self.decoder.d_out..][columns.clone()]
+        for (l, lanes) in self.index.iter().zip(lanes) {
+            let group = ends.iter().take_while(|end| **end <= *l as usize).count();
+            let (row, row_rest) = weights[columns(*l as usize)].as_chunks::<LANES>();
+            let (grad, grad_rest) = out.grads[columns(group)].as_chunks::<LANES>();
+            // A copy, or every lane would be stored at every step.
+            let mut sums = *lanes;
+            for (row, grad) in row.iter().zip(grad) {
+                for i in 0..LANES {
+                    sums[i] = grad[i].mul_add(row[i], sums[i]);
+                }
+            }
+            for (sum, (row, grad)) in sums.iter_mut().zip(row_rest.iter().zip(grad_rest)) {
+                *sum = grad.mul_add(*row, *sum);
+            }
+            *lanes = sums;
+        }
     }
 }
 

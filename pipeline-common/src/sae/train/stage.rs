@@ -149,7 +149,7 @@ impl Stage for TrainSae {
         let reporter = Reporter::new(context, &job.run_dir, Self::SECTION, Share::WHOLE);
         reporter.watch(|| {
             reporter.begin("steps", 0, job.plan.schedule.steps);
-            let mut session = self.session(&job)?;
+            let mut session = self.session(context, &job)?;
             session.mirror = mirror;
             session.train(context, &reporter)?;
             self.finish(context, session, &job)
@@ -208,7 +208,7 @@ impl TrainSae {
         Ok(Side { set, scale })
     }
 
-    fn session<'a>(&self, job: &'a Job) -> Result<Session<'a>> {
+    fn session<'a>(&self, context: &Context, job: &'a Job) -> Result<Session<'a>> {
         let (plan, train) = (&job.plan, &self.train);
         let keep = train.keep_checkpoints as usize;
         let checkpoints = Checkpoints::new(&job.run_dir, keep);
