@@ -43,6 +43,28 @@ pub enum SaeError {
         /// In the file.
         found: Vec<usize>,
     },
+    /// A file's field has a value that is not supported, or is missing.
+    #[error("`{path}`: {field} is {found}, expected {expected}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field, tensor or setting.
+        field: String,
+        /// What it is.
+        found: String,
+        /// What it has to be.
+        expected: String,
+        /// What the user can do.
+        hint: &'static str,
+    },
+    /// A format has no place for something that changes what an SAE computes.
+    #[error("{target} cannot hold {what}")]
+    Inexpressible {
+        /// The format.
+        target: &'static str,
+        /// What it cannot hold.
+        what: String,
+    },
     /// The loss or a gradient became infinite or not a number.
     #[error("training diverged at step {step}: {quantity} is {value}")]
     Diverged {
@@ -59,7 +81,11 @@ impl Classify for SaeError {
     fn kind(&self) -> Kind {
         match self {
             Self::Io(e) => io_kind(e),
-            Self::Format { .. } | Self::Checkpoint { .. } | Self::Shape { .. } => Kind::Input,
+            Self::Format { .. }
+            | Self::Checkpoint { .. }
+            | Self::Shape { .. }
+            | Self::Field { .. }
+            | Self::Inexpressible { .. } => Kind::Input,
             Self::Diverged { .. } => Kind::Unexpected,
         }
     }
@@ -76,6 +102,10 @@ impl Classify for SaeError {
                  training.html shows the curves up to there"
                     .into(),
             ),
+            Self::Field { hint, .. } => Some((*hint).into()),
+            Self::Inexpressible { .. } => {
+                Some("SAE_FORMAT=saelens holds the most; see convert_sae --help".into())
+            }
             _ => None,
         }
     }

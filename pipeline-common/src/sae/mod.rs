@@ -8,6 +8,7 @@
 //! vectors are contiguous.
 
 pub mod checkpoint;
+pub mod convert;
 pub mod curves;
 pub mod encode;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod parameters;
 pub mod random;
 #[cfg(test)]
 mod recovery;
+pub mod row_norm;
 pub mod rows;
 pub mod schedule;
 pub mod settings;
@@ -28,7 +30,9 @@ pub mod trainer;
 pub mod variant;
 pub mod weights;
 
+pub use convert::ConvertSae;
 pub use error::SaeError;
 pub use parameters::Parameters;
+pub use row_norm::RowNorm;
 pub use train::TrainSae;
 pub use weights::{Activation, Sae};

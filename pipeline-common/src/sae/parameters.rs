@@ -37,7 +37,7 @@ impl Shape {
 }
 
 /// The tensors of an SAE, all f32; those it does not have are empty.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
     /// Width of the input.
     pub d_in: usize,

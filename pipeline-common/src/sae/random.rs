@@ -15,6 +15,8 @@ pub enum Purpose {
     Decoder = 1,
     /// A transcoder's encoder's.
     Encoder = 2,
+    /// Rows on which two SAEs are compared.
+    Comparison = 3,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).

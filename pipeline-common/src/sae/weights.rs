@@ -4,7 +4,7 @@ use candle_core::DType;
 use rayon::prelude::*;
 
 use super::{
-    Parameters,
+    Parameters, RowNorm,
     encode::{Encoder, Magnitude, Shift},
 };
 use crate::kernels::{
@@ -49,12 +49,14 @@ pub struct Sae {
     pub activation: Activation,
     /// Whether b_dec is subtracted from the input before encoding.
     pub subtract_b_dec: bool,
+    /// What each row goes through before that; only where d_out is d_in.
+    pub row_norm: Option<RowNorm>,
 }
 
 impl Sae {
     /// An SAE that subtracts b_dec from its input, as all that are trained here do.
     pub fn new(params: Parameters, activation: Activation) -> Self {
-        Self { params, activation, subtract_b_dec: true }
+        Self { params, activation, subtract_b_dec: true, row_norm: None }
     }
 
     /// Folds the scale of the training inputs into the weights, for inputs as they come.
@@ -94,13 +96,10 @@ impl Sae {
     /// As [`Self::encode`], with what [`Self::encoder`] gave.
     pub fn encode_with(&self, encoder: &mut Encoder, rows: &[f32]) -> SparseRows {
         let p = &self.params;
-        let centred;
-        let input = if self.subtract_b_dec {
-            centred = minus(rows, &p.b_dec);
-            &centred
-        } else {
-            rows
-        };
+        let normed = self.row_norm.map(|norm| norm.apply(rows, p.d_in));
+        let rows = normed.as_deref().unwrap_or(rows);
+        let centred = self.subtract_b_dec.then(|| minus(rows, &p.b_dec));
+        let input = centred.as_deref().unwrap_or(rows);
         let mut out = SparseRows::default();
         let shift = Shift { b_enc: &p.b_enc, norms: None };
         match self.activation {
@@ -115,7 +114,8 @@ impl Sae {
         out
     }
 
-    /// What latents alone reconstruct, `[n, d_out]` row-major.
+    /// What latents alone reconstruct, `[n, d_out]` row-major; of standardised rows where
+    /// [`Self::row_norm`] is set.
     pub fn decode(&self, latents: &SparseRows) -> Vec<f32> {
         let p = &self.params;
         let mut out = p.b_dec.repeat(latents.rows());
@@ -123,14 +123,17 @@ impl Sae {
         out
     }
 
-    /// The output for `rows`, `[n, d_in]`, whose latents are given: [`Self::decode`], and the path
-    /// around the latents where there is one.
+    /// The output for `rows`, `[n, d_in]`, whose latents are given: [`Self::decode`], the path around
+    /// the latents where there is one, and the rows' own mean and deviation where they are taken out.
     pub fn reconstruct(&self, rows: &[f32], latents: &SparseRows) -> Vec<f32> {
         let (p, mut out) = (&self.params, self.decode(latents));
         if !p.w_skip.is_empty() {
             let x = Matrix::new(rows, latents.rows(), p.d_in);
             let skip = Matrix::new(&p.w_skip, p.d_out, p.d_in).t();
             product(x, skip, &mut out, Write::Add);
+        }
+        if let Some(norm) = self.row_norm {
+            norm.restore(rows, p.d_in, &mut out);
         }
         out
     }
@@ -197,7 +200,7 @@ pub(crate) mod tests {
         let shape = Shape { d_out, skip: true, ..Shape::autoencoder(d_in, d_sae) };
         let mut params = Parameters::zeros(shape);
         params.tensors_mut().into_iter().for_each(|tensor| normal.fill(tensor));
-        let trained = Sae { params, activation: Activation::TopK { k: 4 }, subtract_b_dec: false };
+        let trained = Sae { subtract_b_dec: false, ..Sae::new(params, Activation::TopK { k: 4 }) };
         let mut x = vec![0.0; rows * d_in];
         normal.fill(&mut x);
         let scaled: Vec<f32> = x.iter().map(|v| v * s).collect();

@@ -94,7 +94,11 @@ pub const VARIABLES: &[&str] = &[
     "REVISION",
     "RUN_ID",
     "SAE_ARCH",
+    "SAE_FORMAT",
+    "SAE_FROM",
+    "SAE_FROM_FORMAT",
     "SAE_RUN_ID",
+    "SAE_TO",
     "SEED",
     "SHARD_MIB",
     "SKIP",
@@ -137,6 +141,7 @@ const SECTIONS: &[&str] = &[
     "discover_layers",
     "pipeline_status",
     "verify_shards",
+    "convert_sae",
 ];
 
 /// Variables whose value is never printed or stored.

@@ -1,3 +1,205 @@
-//! SAE directories on disk.
+//! SAE files on disk: one reader for all formats, and writers for three.
+//!
+//! | format | files | module |
+//! |---|---|---|
+//! | SAELens | `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors` | [`saelens`] |
+//! | sparsify | `cfg.json`, `sae.safetensors` | [`sparsify`] |
+//! | `dictionary_learning` | `ae.pt`, `config.json` | [`dictionary_learning`] |
+//! | Gemma Scope | `params.npz` | [`gemma_scope`] |
+//! | OpenAI | `.pt` | [`openai`] |
+//! | SAINT | `.pt` | [`saint`] |
+//!
+//! [`read`] tells them apart. Containers are in `archive` (zip), `torch` and `pickle` (`.pt`, without
+//! running what is in it), `npz`; `tensors` and `fields` check what is taken out of them.
 
+mod adapt;
+mod archive;
+pub mod dictionary_learning;
+mod fields;
+pub mod gemma_scope;
+mod npz;
+pub mod openai;
+mod pickle;
 pub mod saelens;
+pub mod saint;
+pub mod sparsify;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod torch;
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use self::saelens::About;
+use super::{Sae, SaeError};
+
+/// A format that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Format {
+    /// A SAELens directory, of version 6 or before.
+    #[value(name = "saelens")]
+    SaeLens,
+    /// A hook point's directory of a sparsify run.
+    Sparsify,
+    /// A trainer's directory of dictionary_learning, or its `ae.pt`.
+    DictionaryLearning,
+    /// Gemma Scope's `params.npz`, or its directory.
+    GemmaScope,
+    /// A `.pt` of OpenAI's sparse_autoencoder.
+    #[value(name = "openai")]
+    OpenAi,
+    /// A `.pt` of SAINT.
+    Saint,
+}
+
+/// A format that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Target {
+    /// A SAELens 6 directory.
+    #[value(name = "saelens")]
+    SaeLens,
+    /// A hook point's directory of sparsify.
+    Sparsify,
+    /// A trainer's directory of dictionary_learning.
+    DictionaryLearning,
+}
+
+impl From<Target> for Format {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::SaeLens => Self::SaeLens,
+            Target::Sparsify => Self::Sparsify,
+            Target::DictionaryLearning => Self::DictionaryLearning,
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
+}
+
+/// What a caller knows about a file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expected {
+    /// Its format; looked for where it is not given.
+    pub format: Option<Format>,
+    /// k, which SAINT's files do not hold; others must agree with it.
+    pub top_k: Option<usize>,
+}
+
+/// An SAE and all that its files say.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Weights and activation.
+    pub sae: Sae,
+    /// What is beside the weights.
+    pub about: About,
+    /// The files' format.
+    pub format: Format,
+    /// What the reader of a conversion should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Reads an SAE of any format from its directory or file.
+///
+/// # Errors
+/// [`SaeError`] naming file and field or tensor: what is missing, foreign, of a wrong shape or type,
+/// or would change what the SAE computes and is not supported.
+pub fn read(path: &Path, expected: Expected) -> Result<Loaded, SaeError> {
+    let format = match expected.format {
+        Some(format) => format,
+        None => detect(path)?,
+    };
+    let mut loaded = match format {
+        Format::SaeLens => saelens::read(directory(path)),
+        Format::Sparsify => sparsify::read(directory(path)),
+        Format::DictionaryLearning => dictionary_learning::read(path),
+        Format::GemmaScope => gemma_scope::read(path),
+        Format::OpenAi => openai::read(path),
+        Format::Saint => saint::read(path, expected.top_k),
+    }?;
+    if let (Some(wanted), super::Activation::TopK { k }) = (expected.top_k, loaded.sae.activation)
+        && wanted != k
+    {
+        return Err(SaeError::Field {
+            path: path.to_owned(),
+            field: "`k`".into(),
+            found: k.to_string(),
+            expected: format!("{wanted}, which TOP_K says"),
+            hint: "leave TOP_K unset where the file holds k",
+        });
+    }
+    // Zero widths leave nothing to encode, and divisions by them panic.
+    let p = &loaded.sae.params;
+    if p.d_in == 0 || p.d_out == 0 || p.d_sae == 0 {
+        let reason = format!("d_in is {}, d_out {}, d_sae {}", p.d_in, p.d_out, p.d_sae);
+        return Err(SaeError::Format { path: path.to_owned(), reason });
+    }
+    adapt::clamp_thresholds(&mut loaded.sae);
+    Ok(loaded)
+}
+
+/// Writes an SAE into a directory; what a reader of it should know is returned.
+///
+/// # Errors
+/// [`SaeError::Inexpressible`] where the format has no place for what the SAE computes; any I/O
+/// error, naming the path.
+pub fn write(
+    dir: &Path,
+    target: Target,
+    sae: &Sae,
+    about: &About,
+) -> Result<Vec<String>, SaeError> {
+    match target {
+        Target::SaeLens => saelens::write(dir, sae, about),
+        Target::Sparsify => sparsify::write(dir, sae, about),
+        Target::DictionaryLearning => dictionary_learning::write(dir, sae, about),
+    }
+}
+
+/// The directory that a path leads to: itself, or that of a file.
+fn directory(path: &Path) -> &Path {
+    if path.is_file() { path.parent().unwrap_or(path) } else { path }
+}
+
+/// Which format a path's files have.
+fn detect(path: &Path) -> Result<Format, SaeError> {
+    let dir = directory(path);
+    let is_dir = fs_err::metadata(path)?.is_dir();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let is = |file: &str, extensions: &[&str]| {
+        dir.join(file).is_file() && (is_dir || extensions.contains(&extension))
+    };
+    if is(saelens::WEIGHTS, &["json", "safetensors"]) {
+        Ok(Format::SaeLens)
+    } else if is(sparsify::WEIGHTS, &["json", "safetensors"]) {
+        Ok(Format::Sparsify)
+    } else if is_dir && dir.join(dictionary_learning::WEIGHTS).is_file() {
+        Ok(Format::DictionaryLearning)
+    } else if is_dir && dir.join(gemma_scope::WEIGHTS).is_file() || !is_dir && extension == "npz" {
+        Ok(Format::GemmaScope)
+    } else if !is_dir && extension == "pt" {
+        let file = torch::open(path)?;
+        Ok(match () {
+            () if file.has("pre_bias") => Format::OpenAi,
+            () if file.has("b_pre") => Format::Saint,
+            () => Format::DictionaryLearning,
+        })
+    } else {
+        Err(SaeError::Field {
+            path: path.to_owned(),
+            field: "the format".into(),
+            found: "none that is known".into(),
+            expected: "a directory of SAELens, sparsify or dictionary_learning, Gemma Scope's \
+                       params.npz, or a .pt of OpenAI or SAINT"
+                .into(),
+            hint: "name the directory that holds the weights itself",
+        })
+    }
+}

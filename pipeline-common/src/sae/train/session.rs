@@ -171,7 +171,7 @@ impl Session<'_> {
         if let Some(threshold) = self.trainer.inference_threshold() {
             params.threshold = vec![threshold; params.d_sae];
         }
-        Sae { params, activation: self.plan.activation, subtract_b_dec: self.plan.centred }
+        Sae { subtract_b_dec: self.plan.centred, ..Sae::new(params, self.plan.activation) }
     }
 
     /// Figures on held-out rows.

@@ -1,0 +1,80 @@
+//! What a conversion prints.
+
+use std::fmt::Write;
+
+use super::compare::{Comparison, Difference};
+use crate::{
+    sae::{
+        Sae,
+        formats::{Loaded, Target},
+    },
+    stage::{Failure, Result, progress::thousands},
+};
+
+/// The source in a few lines.
+pub fn describe(loaded: &Loaded, target: Target) -> String {
+    let Sae { params: p, activation, subtract_b_dec, row_norm } = &loaded.sae;
+    let mut text = format!(
+        "from        {}\nto          {}\nSAE         {activation}, d_in {}, d_sae {}\n",
+        loaded.format,
+        super::Format::from(target),
+        p.d_in,
+        p.d_sae
+    );
+    if let Some(hook) = &loaded.about.target {
+        let skip = if p.w_skip.is_empty() { "" } else { ", with a linear path" };
+        let _infallible = writeln!(text, "transcoder  to `{hook}`, d_out {}{skip}", p.d_out);
+    }
+    let input = match (row_norm.is_some(), *subtract_b_dec) {
+        (false, false) => "as it is",
+        (false, true) => "minus b_dec",
+        (true, false) => "standardised",
+        (true, true) => "standardised, minus b_dec",
+    };
+    let _infallible = writeln!(text, "input       {input}");
+    text
+}
+
+/// Notes, one a line.
+pub fn notes(notes: &[String]) -> String {
+    notes.iter().map(|note| format!("note        {note}\n")).collect()
+}
+
+/// The comparison as an aligned table; `rows` says where the rows are from.
+pub fn table(found: &Comparison, rows: &str) -> String {
+    let line = |name: &str, d: &Difference| {
+        format!("{name:<16}{:>12.3e}{:>14.3e}{:>14.3}\n", d.max, d.largest, d.of_rounding)
+    };
+    let rate = found.active as f64 / found.rows.max(1) as f64;
+    format!(
+        "\n{:<16}{:>12}{:>14}{:>14}\n{}{}{:<16}{} of {} rows ({} latents), {rate:.1} active a row\n\
+         {:<16}{rows}\n",
+        "",
+        "max |Δ|",
+        "largest",
+        "of rounding",
+        line("latents", &found.latents),
+        line("reconstructions", &found.reconstructions),
+        "active sets",
+        thousands(found.differing_rows as u64),
+        thousands(found.rows as u64),
+        thousands(found.differing as u64),
+        "rows",
+    )
+}
+
+/// Whether the conversion may stand.
+///
+/// # Errors
+/// An input failure where more than rounding is between the two.
+pub fn verdict(found: &Comparison) -> Result<()> {
+    if found.is_rounding() {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "what was written differs from the source by more than rounding: latents by {:.3e}, \
+         reconstructions by {:.3e}, {} active latents",
+        found.latents.max, found.reconstructions.max, found.differing
+    ))
+    .hint("the target does not hold this SAE; nothing was left in SAE_TO"))
+}
