@@ -11,7 +11,7 @@ use pipeline_common::{
     capture::{CaptureMeta, SaveActivations},
     plan::DiscoverLayers,
     prepare::PrepareData,
-    sae::TrainSae,
+    sae::{ConvertSae, TrainSae},
     stage::config::VARIABLES,
     status::PipelineStatus,
     top::TopSentences,
@@ -19,7 +19,8 @@ use pipeline_common::{
 };
 
 use super::workload::{
-    Contents, DISCOVER, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, sentences, succeed,
+    CONVERT, Contents, DISCOVER, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, sentences,
+    succeed,
 };
 
 /// Variables and arguments that mean the same.
@@ -28,7 +29,7 @@ type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 /// Those that a configuration is for; the others have settings of the moment alone.
 const STAGES: [&str; 5] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER];
 
-fn commands() -> [(&'static str, clap::Command); 7] {
+fn commands() -> [(&'static str, clap::Command); 8] {
     [
         (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
@@ -37,6 +38,7 @@ fn commands() -> [(&'static str, clap::Command); 7] {
         (DISCOVER, DiscoverLayers::command()),
         (STATUS, PipelineStatus::command()),
         (VERIFY, VerifyShards::command()),
+        (CONVERT, ConvertSae::command()),
     ]
 }
 

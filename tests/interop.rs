@@ -1,10 +1,15 @@
-//! SAELens reads what this project saves, and computes the same numbers from it.
+//! SAELens, sparsify and dictionary_learning read what this project saves for them, and compute the same
+//! numbers from it.
 
-use std::{collections::HashMap, path::Path, process::Command};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use pipeline_common::sae::{
-    Activation, Parameters, Sae,
-    formats::saelens::{self, About},
+    Activation, Parameters, RowNorm, Sae,
+    formats::{self, Target, saelens::About},
     init::normalise,
     parameters::Shape,
     random::{Normal, Purpose},
@@ -42,12 +47,12 @@ fn random_sae(activation: Activation) -> Sae {
 }
 
 /// Saves an SAE with rows, its latents and its reconstruction beside it.
-fn save(dir: &Path, activation: Activation) {
-    let sae = random_sae(activation);
-    saelens::save(dir, &sae, About { frequency: vec![0.5; D_SAE], ..About::default() }).unwrap();
+fn save(dir: &Path, sae: &Sae, target: Target) {
+    let about = About { frequency: vec![0.5; D_SAE], ..About::default() };
+    formats::write(dir, target, sae, &about).unwrap();
     let x = normal(6, ROWS * D_IN);
     let sparse = sae.encode(&x);
-    let reconstruction = sae.decode(&sparse);
+    let reconstruction = sae.reconstruct(&x, &sparse);
     let mut latents = vec![0.0; ROWS * D_SAE];
     for (row, dense) in latents.chunks_exact_mut(D_SAE).enumerate() {
         let (index, value) = sparse.row(row);
@@ -70,29 +75,42 @@ fn save(dir: &Path, activation: Activation) {
 }
 
 #[test]
-fn saelens_loads_and_computes_the_same() {
+fn other_projects_load_and_compute_the_same() {
     let Some(python) = super::venv::python("interop") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let folders = [
-        ("topk", Activation::TopK { k: 8 }),
-        ("jumprelu", Activation::JumpRelu),
-        ("standard", Activation::Relu),
-        ("gated", Activation::Gated),
-    ]
-    .map(|(name, activation)| {
-        let folder = dir.path().join(name);
-        save(&folder, activation);
-        folder
-    });
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/check_saelens.py");
+    let (top_k, none) = (Activation::TopK { k: 8 }, None);
+    let cases = [
+        ("topk", top_k, Target::SaeLens, none),
+        ("topk", top_k, Target::SaeLens, Some(RowNorm::LAYER_NORM)),
+        ("jumprelu", Activation::JumpRelu, Target::SaeLens, none),
+        ("standard", Activation::Relu, Target::SaeLens, none),
+        ("gated", Activation::Gated, Target::SaeLens, none),
+        ("sparsify topk", top_k, Target::Sparsify, none),
+        ("AutoEncoderTopK", top_k, Target::DictionaryLearning, none),
+        ("JumpReluAutoEncoder", Activation::JumpRelu, Target::DictionaryLearning, none),
+        ("AutoEncoder", Activation::Relu, Target::DictionaryLearning, none),
+        ("GatedAutoEncoder", Activation::Gated, Target::DictionaryLearning, none),
+    ];
+    let folders: Vec<PathBuf> = cases
+        .iter()
+        .enumerate()
+        .map(|(i, (_, activation, target, row_norm))| {
+            let folder = dir.path().join(i.to_string());
+            save(&folder, &Sae { row_norm: *row_norm, ..random_sae(*activation) }, *target);
+            folder
+        })
+        .collect();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/check_saes.py");
     let output = Command::new(python).args([script, "1e-5"]).args(&folders).output().unwrap();
     let (said, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{complained}");
-    for (folder, line) in folders.iter().zip(said.lines()) {
+    // The projects print lines of their own.
+    let reports: Vec<&str> = said.lines().filter(|line| line.starts_with('{')).collect();
+    assert_eq!(reports.len(), cases.len(), "{said}");
+    for ((architecture, ..), line) in cases.iter().zip(reports) {
         let report: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!(folder.file_name().unwrap().to_str(), report["architecture"].as_str(), "{line}");
+        assert_eq!(Some(*architecture), report["architecture"].as_str(), "{line}");
         assert_eq!(report["ok"], true, "{line}");
     }
-    assert_eq!(said.lines().count(), folders.len(), "{said}");
 }

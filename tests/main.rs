@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod cli;
+mod convert;
 mod curves;
 mod dependencies;
 mod discover;

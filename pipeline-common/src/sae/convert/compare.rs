@@ -177,9 +177,14 @@ impl Scale {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::sae) mod tests {
     use super::*;
     use crate::sae::{Activation, RowNorm, weights::tests::random_sae};
+
+    /// Whether rounding explains what is between two SAEs.
+    pub(in crate::sae) fn same(a: &Sae, b: &Sae) -> bool {
+        compare(a, b, &drawn_rows(a)).is_rounding()
+    }
 
     const ACTIVATIONS: [Activation; 4] =
         [Activation::TopK { k: 5 }, Activation::JumpRelu, Activation::Relu, Activation::Gated];

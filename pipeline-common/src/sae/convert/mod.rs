@@ -3,7 +3,7 @@
 //! What was written is read again and compared with the source on rows (`compare`); `report` is what
 //! people read. Nothing stands in the target until then.
 
-mod compare;
+pub(in crate::sae) mod compare;
 mod report;
 
 use std::{

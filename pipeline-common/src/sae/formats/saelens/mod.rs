@@ -106,6 +106,7 @@ mod tests {
             let mut sae = Sae { subtract_b_dec: false, ..Sae::new(params, activation) };
             let mut normal = Normal::new(3, Purpose::Decoder);
             sae.params.tensors_mut().into_iter().for_each(|t| normal.fill(t));
+            sae.params.threshold.iter_mut().for_each(|t| *t = t.abs());
             let target = Some("blocks.0.hook_mlp_out".to_owned());
             save(dir.path(), &sae, About { target, ..about() }).unwrap();
             assert_eq!(load(dir.path()).unwrap(), sae);
