@@ -150,6 +150,7 @@ fn what_is_written_is_read_again_to_the_same_numbers_and_the_rest_is_refused() {
                 let said = said(&output);
                 assert_eq!(output.status.code(), Some(65), "{name} {format}: {said}");
                 assert!(said.contains(&format!("{format} cannot hold")), "{said}");
+                assert_eq!(command.arg("--check").output().unwrap().status.code(), Some(65));
                 assert!(said.contains("hint:") && !to.exists(), "{said}");
             }
         }
@@ -234,5 +235,8 @@ fn a_target_that_exists_is_never_changed() {
     assert_eq!(output.status.code(), Some(2), "{refused}");
     assert!(refused.contains("holds something else") && refused.contains("hint:"), "{refused}");
     computes_the_same(&load(&to, None).sae, "gemma_scope", ROUNDING);
+    let file = to.join("cfg.json");
+    let output = convert(&from, &file, "saelens").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 1);
 }

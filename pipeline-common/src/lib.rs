@@ -16,7 +16,7 @@
 //! | [`plot`] | line plots as SVG, for pages that open from disk |
 //! | [`prepare`] | stage 00: model and text to the cache, documents to streams, the tokenisation report |
 //! | [`capture`] | stage 01: documents to shards |
-//! | [`sae`] | stage 02: sparse autoencoders, their training and their files |
+//! | [`sae`] | stage 02: sparse autoencoders, their training and their files; convert_sae |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
 //! | [`verify`] | verify_shards: a capture run checked and repaired |
 //! | [`status`] | pipeline_status: all workers of a run in one table |

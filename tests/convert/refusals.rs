@@ -22,7 +22,9 @@ fn copy(name: &str, to: &Path) {
 
 /// What the library says of an SAE, which it must refuse as invalid input.
 fn refusal(path: &Path, expected: Expected) -> String {
-    let error = formats::read(path, expected).expect_err(&path.display().to_string());
+    let Err(error) = formats::read(path, expected) else {
+        panic!("`{}` was read", path.display());
+    };
     assert_eq!(error.kind().exit_code(), 65, "{error}");
     format!("{error} hint: {}", error.hint().unwrap_or_default())
 }
@@ -33,99 +35,98 @@ fn contains(text: &str, all: &[&str]) {
     }
 }
 
-/// Fields of a configuration, replaced; what is said names file and field.
+/// An SAE of the folder, what is replaced in its configuration, and what the refusal names.
+type Change = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const CONFIGURATIONS: [Change; 18] = [
+    (
+        "saelens_standard",
+        r#""normalize_activations": "none""#,
+        r#""normalize_activations": "constant_norm_rescale""#,
+        &[
+            "cfg.json",
+            "`normalize_activations` is `constant_norm_rescale`",
+            "`layer_norm`",
+            "hint: rows",
+        ],
+    ),
+    (
+        "saelens_standard",
+        r#""reshape_activations": "none""#,
+        r#""reshape_activations": "hook_z""#,
+        &["`reshape_activations` is `hook_z`, expected `none`", "heads"],
+    ),
+    ("saelens_before_6", "hook_resid_pre", "attn.hook_z", &["`reshape_activations` is `hook_z`"]),
+    ("saelens_before_6", r#""topk""#, r#""gelu""#, &["`activation_fn` is `gelu`"]),
+    (
+        "saelens_before_6",
+        r#""finetuning_scaling_factor": false"#,
+        r#""finetuning_scaling_factor": true"#,
+        &["`finetuning_scaling_factor` is `true`"],
+    ),
+    (
+        "saelens_standard",
+        r#""standard""#,
+        r#""temporal""#,
+        &["`architecture` is `temporal`", "gated"],
+    ),
+    ("saelens_topk_rescaled", r#""k": 3"#, r#""k": 11"#, &["`k` is `11`, expected 1 to 10"]),
+    ("saelens_topk_rescaled", r#""k": 3"#, r#""k": "three""#, &["cfg.json", "`k`", "three"]),
+    (
+        "saelens_standard",
+        r#""d_sae": 10"#,
+        r#""d_sae": 12"#,
+        &["sae_weights", "`W_enc`", "[6, 10]", "[6, 12]"],
+    ),
+    ("saelens_standard", r#""d_in": 6"#, r#""d_in": 99999999999"#, &["`W_enc`"]),
+    (
+        "sparsify_topk",
+        r#""activation": "topk""#,
+        r#""activation": "groupmax""#,
+        &["cfg.json", "`activation` is `groupmax`, expected `topk`", "hint:"],
+    ),
+    ("sparsify_topk", r#""k": 3"#, r#""k": 0"#, &["`k` is `0`"]),
+    (
+        "sparsify_topk",
+        r#""expansion_factor": 2"#,
+        r#""expansion_factor": 3"#,
+        &["`encoder.weight`", "[15, 5]"],
+    ),
+    (
+        "sparsify_skip_transcoder",
+        r#""skip_connection": true"#,
+        r#""skip_connection": false"#,
+        &["`W_skip` is in the file"],
+    ),
+    (
+        "dictionary_learning_topk",
+        "AutoEncoderTopK",
+        "CrossCoder",
+        &["config.json", "`dict_class` is `CrossCoder`"],
+    ),
+    (
+        "dictionary_learning_topk",
+        r#""dict_size": 10"#,
+        r#""dict_size": 20"#,
+        &["`dict_size` is `20`", "ae.pt"],
+    ),
+    (
+        "dictionary_learning_gated",
+        "GatedAutoEncoder",
+        "AutoEncoder",
+        &["ae.pt", "`encoder.bias` is missing"],
+    ),
+    (
+        "dictionary_learning_topk",
+        "trainer",
+        "trainee",
+        &["the class", "dict_class", "same tensors"],
+    ),
+];
+
 #[test]
 fn configurations_that_would_change_the_result() {
-    for (name, from, to, words) in [
-        (
-            "saelens_standard",
-            r#""normalize_activations": "none""#,
-            r#""normalize_activations": "constant_norm_rescale""#,
-            &[
-                "cfg.json",
-                "`normalize_activations` is `constant_norm_rescale`",
-                "`layer_norm`",
-                "hint: rows",
-            ][..],
-        ),
-        (
-            "saelens_standard",
-            r#""reshape_activations": "none""#,
-            r#""reshape_activations": "hook_z""#,
-            &["`reshape_activations` is `hook_z`, expected `none`", "heads"],
-        ),
-        (
-            "saelens_before_6",
-            "hook_resid_pre",
-            "attn.hook_z",
-            &["`reshape_activations` is `hook_z`"],
-        ),
-        ("saelens_before_6", r#""topk""#, r#""gelu""#, &["`activation_fn` is `gelu`"]),
-        (
-            "saelens_before_6",
-            r#""finetuning_scaling_factor": false"#,
-            r#""finetuning_scaling_factor": true"#,
-            &["`finetuning_scaling_factor` is `true`"],
-        ),
-        (
-            "saelens_standard",
-            r#""standard""#,
-            r#""temporal""#,
-            &["`architecture` is `temporal`", "gated"],
-        ),
-        ("saelens_topk_rescaled", r#""k": 3"#, r#""k": 11"#, &["`k` is `11`, expected 1 to 10"]),
-        ("saelens_topk_rescaled", r#""k": 3"#, r#""k": "three""#, &["cfg.json", "`k`", "three"]),
-        (
-            "saelens_standard",
-            r#""d_sae": 10"#,
-            r#""d_sae": 12"#,
-            &["sae_weights", "`W_enc`", "[6, 10]", "[6, 12]"],
-        ),
-        ("saelens_standard", r#""d_in": 6"#, r#""d_in": 99999999999"#, &["`W_enc`"]),
-        (
-            "sparsify_topk",
-            r#""activation": "topk""#,
-            r#""activation": "groupmax""#,
-            &["cfg.json", "`activation` is `groupmax`, expected `topk`", "hint:"],
-        ),
-        ("sparsify_topk", r#""k": 3"#, r#""k": 0"#, &["`k` is `0`"]),
-        (
-            "sparsify_topk",
-            r#""expansion_factor": 2"#,
-            r#""expansion_factor": 3"#,
-            &["`encoder.weight`", "[15, 5]"],
-        ),
-        (
-            "sparsify_skip_transcoder",
-            r#""skip_connection": true"#,
-            r#""skip_connection": false"#,
-            &["`W_skip` is in the file"],
-        ),
-        (
-            "dictionary_learning_topk",
-            "AutoEncoderTopK",
-            "CrossCoder",
-            &["config.json", "`dict_class` is `CrossCoder`"],
-        ),
-        (
-            "dictionary_learning_topk",
-            r#""dict_size": 10"#,
-            r#""dict_size": 20"#,
-            &["`dict_size` is `20`", "ae.pt"],
-        ),
-        (
-            "dictionary_learning_gated",
-            "GatedAutoEncoder",
-            "AutoEncoder",
-            &["ae.pt", "`encoder.bias` is missing"],
-        ),
-        (
-            "dictionary_learning_topk",
-            "trainer",
-            "trainee",
-            &["the class", "dict_class", "same tensors"],
-        ),
-    ] {
+    for (name, from, to, words) in CONFIGURATIONS {
         let dir = tempfile::tempdir().unwrap();
         copy(name, dir.path());
         let mut changed = false;

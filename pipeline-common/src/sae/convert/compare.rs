@@ -170,8 +170,8 @@ impl Scale {
         let sum: f64 = latents.iter().map(|f| f64::from(f.abs())).sum();
         let own = ROUNDING * (sum * self.decoder + self.b_dec + self.skip * size);
         let inherited = rounding * self.decoder * (latents.len() as f64).sqrt();
-        // Put back to the row's own deviation, which its norm bounds.
-        let stretch = self.standard.map_or(1.0, |_| size.max(1.0));
+        // Put back to the row's own deviation.
+        let stretch = self.standard.map_or(1.0, |standard| size / standard);
         (own + inherited) * stretch + ROUNDING * size
     }
 }

@@ -113,6 +113,7 @@ impl Stage for ConvertSae {
 
     fn check(&self, context: &Context) -> Result<()> {
         let source = self.read()?;
+        formats::require(self.convert.sae_format, &source.sae, &source.about)?;
         let (rows, where_from) = self.rows(&source.sae)?;
         context.print(&report::describe(&source, self.convert.sae_format));
         context.print(&report::notes(&source.notes));
@@ -169,6 +170,10 @@ fn beside(to: &Path) -> Result<tempfile::TempDir> {
         let what = format!("SAE_TO `{}` is not a name for a directory", to.display());
         return Err(Failure::usage(what).hint("name a directory that need not exist yet"));
     };
+    if to.exists() && !to.is_dir() {
+        let what = format!("SAE_TO `{}` is no directory", to.display());
+        return Err(Failure::usage(what).hint("name a directory that need not exist yet"));
+    }
     fs_err::create_dir_all(parent)?;
     let prefix = format!(".{}-", name.to_string_lossy());
     // As any new directory; temporary ones are closed to others by default.

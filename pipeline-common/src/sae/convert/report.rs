@@ -78,3 +78,26 @@ pub fn verdict(found: &Comparison) -> Result<()> {
     ))
     .hint("the target does not hold this SAE; nothing was left in SAE_TO"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Kind;
+
+    #[test]
+    fn more_than_rounding_is_invalid_and_the_table_shows_it() {
+        let latents = Difference { max: 0.25, largest: 12.5, of_rounding: 3.0 };
+        let found = Comparison { rows: 4, active: 10, latents, ..Comparison::default() };
+        let table = table(&found, "drawn");
+        let line = table.lines().find(|line| line.starts_with("latents")).unwrap();
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(columns, ["latents", "2.500e-1", "1.250e1", "3.000"]);
+        assert!(table.contains("0 of 4 rows (0 latents), 2.5 active a row"), "{table}");
+        let failure = verdict(&found).unwrap_err();
+        assert_eq!(failure.kind, Kind::Input);
+        assert!(failure.source.to_string().contains("more than rounding"));
+        let latents = Difference { of_rounding: 0.5, ..latents };
+        verdict(&Comparison { latents, ..found }).unwrap();
+        assert!(verdict(&Comparison { latents, differing: 2, ..found }).is_err());
+    }
+}

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::saelens::About;
-use crate::sae::{Sae, SaeError};
+use crate::sae::{Parameters, Sae, SaeError};
+
+/// Norms closer to 1 than this are 1.
+const UNIT: f32 = 1e-5;
 
 /// ReLU comes before the threshold in every peer, so that one below 0 is one of 0.
 pub fn clamp_thresholds(sae: &mut Sae) {
@@ -42,6 +45,11 @@ pub fn fold_decoder_norm(sae: &mut Sae) {
         p.w_dec[row(p.d_out)].iter_mut().for_each(|w| *w /= norm);
         p.b_enc[latent] *= norm;
     }
+}
+
+/// Whether all decoder rows have norm 1.
+pub fn has_unit_decoder(p: &Parameters) -> bool {
+    p.decoder_norms().iter().all(|norm| (norm - 1.0).abs() < UNIT)
 }
 
 /// A number of active latents a row from a file of weights.

@@ -33,9 +33,6 @@ pub const WEIGHTS: &str = "ae.pt";
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";
 
-/// Decoder rows closer to norm 1 than this are left alone on loading there.
-const UNIT: f32 = 1e-5;
-
 /// Classes of dictionaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
@@ -231,16 +228,25 @@ fn about(config: Option<&Fields>, trainer: Option<&Fields>) -> Result<About, Sae
     Ok(About { metadata, ..About::default() })
 }
 
-/// Writes a trainer's directory; returns what differs where `dictionary_learning` uses it.
+/// Refuses what this format has no place for.
 ///
 /// # Errors
-/// [`SaeError::Inexpressible`] for transcoders and standardised rows; any I/O error, naming the path.
-pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeError> {
+/// [`SaeError::Inexpressible`] for transcoders, standardised rows and outputs of another width.
+pub fn require(sae: &Sae, about: &About) -> Result<(), SaeError> {
     adapt::require_plain("dictionary_learning", sae)?;
     if about.target.is_some() || !sae.params.w_skip.is_empty() {
         let what = "a transcoder or a linear path around the latents".into();
         return Err(SaeError::Inexpressible { target: "dictionary_learning", what });
     }
+    Ok(())
+}
+
+/// Writes a trainer's directory of what [`require`] lets pass; returns what differs where
+/// `dictionary_learning` uses it.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeError> {
     let class = Class::of(sae);
     let sae = adapt::subtracting(sae, class.subtracts());
     fs_err::create_dir_all(dir)?;
@@ -263,8 +269,7 @@ pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeErr
     });
     atomic::write_json(&dir.join(CONFIG), &config)?;
     let mut notes = adapt::without_frequency(about);
-    let unit = p.decoder_norms().iter().all(|norm| (norm - 1.0).abs() < UNIT);
-    if class == Class::AutoEncoder && !unit {
+    if class == Class::AutoEncoder && !adapt::has_unit_decoder(p) {
         notes.push(
             "decoder rows do not have norm 1: AutoEncoder.from_pretrained scales latents by their \
              norms unless normalize_decoder=False"

@@ -145,17 +145,29 @@ pub fn read(path: &Path, expected: Expected) -> Result<Loaded, SaeError> {
     Ok(loaded)
 }
 
+/// Whether a format has a place for all that an SAE computes.
+///
+/// # Errors
+/// [`SaeError::Inexpressible`] naming what it has no place for.
+pub fn require(target: Target, sae: &Sae, about: &About) -> Result<(), SaeError> {
+    match target {
+        Target::SaeLens => saelens::require(sae, about),
+        Target::Sparsify => sparsify::require(sae),
+        Target::DictionaryLearning => dictionary_learning::require(sae, about),
+    }
+}
+
 /// Writes an SAE into a directory; what a reader of it should know is returned.
 ///
 /// # Errors
-/// [`SaeError::Inexpressible`] where the format has no place for what the SAE computes; any I/O
-/// error, naming the path.
+/// As [`require`]; any I/O error, naming the path.
 pub fn write(
     dir: &Path,
     target: Target,
     sae: &Sae,
     about: &About,
 ) -> Result<Vec<String>, SaeError> {
+    require(target, sae, about)?;
     match target {
         Target::SaeLens => saelens::write(dir, sae, about),
         Target::Sparsify => sparsify::write(dir, sae, about),

@@ -71,18 +71,29 @@ pub fn read(dir: &Path) -> Result<Loaded, SaeError> {
     Ok(Loaded { sae, about, format: Format::Sparsify, notes })
 }
 
-/// Writes a directory; returns what it has no place for.
+/// Refuses what this format has no place for.
 ///
 /// # Errors
 /// [`SaeError::Inexpressible`] for other activations than TopK, standardised rows and outputs of
-/// another width; any I/O error, naming the path.
+/// another width.
+pub fn require(sae: &Sae) -> Result<(), SaeError> {
+    adapt::require_plain("sparsify", sae)?;
+    match sae.activation {
+        Activation::TopK { .. } => Ok(()),
+        other => {
+            let what = format!("the activation ({other}), TopK alone");
+            Err(SaeError::Inexpressible { target: "sparsify", what })
+        }
+    }
+}
+
+/// Writes a directory of what [`require`] lets pass; returns what it has no place for.
+///
+/// # Errors
+/// Any I/O error, naming the path.
 pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeError> {
     let transcoder = about.target.is_some();
-    adapt::require_plain("sparsify", sae)?;
-    let Activation::TopK { k } = sae.activation else {
-        let what = format!("the activation ({}), TopK alone", sae.activation);
-        return Err(SaeError::Inexpressible { target: "sparsify", what });
-    };
+    let k = if let Activation::TopK { k } = sae.activation { Some(k) } else { None };
     let sae = adapt::subtracting(sae, !transcoder);
     let p = &sae.params;
     let all: [(&str, &[f32], Vec<usize>); 5] = [
@@ -108,7 +119,7 @@ pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeErr
     let cfg = json!({
         "activation": "topk",
         "expansion_factor": p.d_sae.div_ceil(p.d_in),
-        "normalize_decoder": true,
+        "normalize_decoder": adapt::has_unit_decoder(p),
         "num_latents": p.d_sae,
         "k": k,
         "multi_topk": false,

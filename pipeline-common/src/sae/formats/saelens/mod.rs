@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     read::{load, read},
-    write::{save, write},
+    write::{require, save, write},
 };
 use crate::sae::{Activation, parameters::Shape};
 

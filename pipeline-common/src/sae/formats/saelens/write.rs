@@ -45,20 +45,30 @@ pub fn save(dir: &Path, sae: &Sae, about: About) -> Result<(), SaeError> {
     write(dir, sae, &about).map(|_notes| ())
 }
 
-/// Writes an SAE's directory; returns what differs where SAELens uses it.
+/// Refuses what this format has no place for.
 ///
 /// # Errors
 /// [`SaeError::Inexpressible`] for an autoencoder with a linear path around its latents or an output
-/// of another width, and a transcoder whose rows are standardised; any I/O error, naming the path.
-pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeError> {
+/// of another width, and a transcoder that changes its input before encoding.
+pub fn require(sae: &Sae, about: &About) -> Result<(), SaeError> {
     let (p, transcoder) = (&sae.params, about.target.is_some());
-    let refuse = |what: &str| SaeError::Inexpressible { target: "saelens", what: what.into() };
+    let refuse = |what: &str| Err(SaeError::Inexpressible { target: "saelens", what: what.into() });
     if !transcoder && (!p.w_skip.is_empty() || p.d_in != p.d_out) {
-        return Err(refuse("an autoencoder with a linear path or an output of another width"));
+        return refuse("an autoencoder with a linear path or an output of another width");
     }
     if transcoder && (sae.row_norm.is_some() || sae.subtract_b_dec) {
-        return Err(refuse("a transcoder that changes its input before encoding"));
+        return refuse("a transcoder that changes its input before encoding");
     }
+    Ok(())
+}
+
+/// Writes an SAE's directory of what [`require`] lets pass; returns what differs where SAELens uses
+/// it.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn write(dir: &Path, sae: &Sae, about: &About) -> Result<Vec<String>, SaeError> {
+    let p = &sae.params;
     fs_err::create_dir_all(dir)?;
     let w_enc = transpose(&p.w_enc, p.d_sae, p.d_in);
     let tensors: Vec<(TensorSpec<'_>, &[u8])> = NAMES
