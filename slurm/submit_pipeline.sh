@@ -14,6 +14,9 @@ CONFIG; the resources of each stage, account and partition from slurm/env.sh.
   --prepare-here run 00_prepare_data here before anything is queued: for compute nodes without a
                  network
 
+With SWEEP, 02_train_sae trains all of its SAEs in one job, and 03_top_sentences is left to you: queue
+it for those that the table in 02's log recommends.
+
 RUN_ID and SAE_RUN_ID name the runs; without them new names are made from the date, so pipelines
 queued at the same time never meet. Naming an existing run goes on with it. Logs go to LOG_DIR,
 by default $STORE_DIR/logs, or ./logs where STORE_DIR is a URL.
@@ -94,8 +97,11 @@ second=$(submit save_activations "${wait[@]}" ${array:+"--array=$array"} "${SAVE
 submitted+=${submitted:+ }$second
 third=$(submit train_sae "${after[@]}" --dependency="afterok:$second" "${TRAIN_OPTIONS[@]}")
 submitted+=" $third"
-fourth=$(submit top_sentences "${after[@]}" --dependency="afterok:$third" "${TOP_OPTIONS[@]}")
-submitted+=" $fourth"
+fourth='' kind=sweeps
+if [[ -z ${SWEEP-} ]]; then
+	fourth=$(submit top_sentences "${after[@]}" --dependency="afterok:$third" "${TOP_OPTIONS[@]}")
+	submitted+=" $fourth" kind=runs
+fi
 
 cat <<DONE
 RUN_ID      $RUN_ID
@@ -104,10 +110,10 @@ STORE_DIR   $STORE_DIR
 prepare_data      ${first:-done here}
 save_activations  $second${first:+  (after $first)}${array:+  (array $array, $WORKERS streams)}
 train_sae         $third  (after $second)
-top_sentences     $fourth  (after $third)
+top_sentences     ${fourth:-SAE_RUN_ID=$SAE_RUN_ID-NAME sbatch slurm/submit_top_sentences.sh}${fourth:+  (after $third)}
 
 watch   squeue -j ${submitted// /,}
 logs    $LOG_DIR
 cancel  scancel $submitted
-result  $STORE_DIR/runs/$SAE_RUN_ID
+result  $STORE_DIR/$kind/$SAE_RUN_ID
 DONE

@@ -23,6 +23,12 @@ pre-empted or runs out of time, and goes on from its last checkpoint.
   TOP_K=32 N_LATENTS_MULTIPLIER=8 sbatch --gres=gpu:1 slurm/submit_train_sae.sh
   RUN_ID=stories SAE_RUN_ID=stories-jumprelu sbatch slurm/submit_train_sae.sh --sae-arch jumprelu
 
+SWEEP names a YAML list of settings, each for an SAE of its own: all in one job and one read of the
+shards, or each in an element of a job array.
+
+  SWEEP=sweep.yaml SAE_RUN_ID=stories-sweep sbatch slurm/submit_train_sae.sh
+  SWEEP=sweep.yaml SAE_RUN_ID=stories-sweep sbatch --array=0-7 slurm/submit_train_sae.sh
+
 Cluster settings: slurm/env.sh.
 USAGE
 }

@@ -19,6 +19,7 @@ mod remote;
 mod report;
 mod slurm;
 mod status;
+mod sweep;
 mod venv;
 mod verify;
 mod workload;

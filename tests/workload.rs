@@ -164,7 +164,7 @@ impl Contents {
 
 /// Whether a file of a store, named relative to it, is another after every run.
 fn differs(name: &Path) -> bool {
-    const FOLDERS: [&str; 4] = ["logs", "checkpoints", "progress", "tensorboard"];
+    const FOLDERS: [&str; 5] = ["logs", "checkpoints", "progress", "tensorboard", "sweeps"];
     const FILES: [&str; 3] = ["timing.json", "timing.jsonl", "training.html"];
     let is_one_of = |names: &[&str], part: &std::ffi::OsStr| names.iter().any(|n| part == *n);
     name.parent().is_some_and(|parent| parent.iter().any(|part| is_one_of(&FOLDERS, part)))

@@ -28,7 +28,7 @@ pub enum Mark {
 #[derive(Clone, Debug)]
 pub struct Series {
     /// What the legend calls it.
-    pub name: &'static str,
+    pub name: String,
     /// How it is drawn.
     pub mark: Mark,
     points: Vec<Point>,
@@ -36,12 +36,12 @@ pub struct Series {
 
 impl Series {
     /// A line through the points, thinned to what can be seen.
-    pub fn line(name: &'static str, points: impl Iterator<Item = Point>) -> Self {
-        Self { name, mark: Mark::Line, points: thinned(points, BUCKETS) }
+    pub fn line(name: impl Into<String>, points: impl Iterator<Item = Point>) -> Self {
+        Self { name: name.into(), mark: Mark::Line, points: thinned(points, BUCKETS) }
     }
 
     /// As [`Self::line`], with dots.
-    pub fn dots(name: &'static str, points: impl Iterator<Item = Point>) -> Self {
+    pub fn dots(name: impl Into<String>, points: impl Iterator<Item = Point>) -> Self {
         Self { mark: Mark::Dots, ..Self::line(name, points) }
     }
 

@@ -16,7 +16,7 @@ use serde_yaml::Value;
 
 use super::{
     Failure, Result, Stage,
-    layers::{Layer, config_path, read_run, run_file, with_defaults},
+    layers::{Layer, Values, blame_origin, config_path, read_run, run_file, with_defaults},
     store::node_scratch,
 };
 
@@ -37,9 +37,11 @@ pub const VARIABLES: &[&str] = &[
     "CHECK",
     "CHECKPOINT_EVERY",
     "CLIP",
+    "COMPARE",
     "CONFIG",
     "DATA_LIMIT",
     "DATA_REVISION",
+    "DATA_SEED",
     "DATA_SPLIT",
     "DEAD_AFTER",
     "DEVICE",
@@ -108,6 +110,8 @@ pub const VARIABLES: &[&str] = &[
     "STALL_AFTER",
     "STORE_DIR",
     "SUBTRACT_B_DEC",
+    "SWEEP",
+    "SWEEP_TASK",
     "TANH_SCALE",
     "TARGET_HOOK",
     "TARGET_L0",
@@ -148,9 +152,10 @@ const SECTIONS: &[&str] = &[
 pub(super) const SECRETS: &[&str] = &["hf_token"];
 
 /// Settings that change how a stage runs, not what it computes; a resume may change them.
-const OPERATIONAL: &[&str] = &[
+pub(super) const OPERATIONAL: &[&str] = &[
     "check",
     "checkpoint_every",
+    "compare",
     "config",
     "device",
     "fast",
@@ -170,6 +175,8 @@ const OPERATIONAL: &[&str] = &[
     "stall_after",
     "staging",
     "store_dir",
+    "sweep",
+    "sweep_task",
     "time_limit",
     "upload_keep",
     "upload_to",
@@ -332,6 +339,14 @@ impl From<Failure> for ConfigError {
 pub fn load<S: Stage>(
     argv: Vec<OsString>,
 ) -> std::result::Result<(S, ResolvedConfig), ConfigError> {
+    load_below(argv, None)
+}
+
+/// As [`load`], with values of a file's part above those of the YAML file.
+pub(super) fn load_below<S: Stage>(
+    argv: Vec<OsString>,
+    top: Option<(&Path, &Values)>,
+) -> std::result::Result<(S, ResolvedConfig), ConfigError> {
     let argv = dashes(argv);
     let clap_error = |e: clap::Error| ConfigError::Clap(Box::new(e));
     let mut command = forget_empty_variables(S::command());
@@ -350,6 +365,10 @@ pub fn load<S: Stage>(
         command = with_defaults(command, &values);
         // The name alone: origins are stored, and a run does not depend on where its store is.
         layers.push(Layer::new(name.into(), &values));
+    }
+    if let Some((path, values)) = top {
+        command = with_defaults(command, values);
+        layers.insert(0, Layer::new(path.to_owned(), values));
     }
     let blame = |e: clap::Error| clap_error(blame_origin(e, &argv, &layers));
     let matches = command.clone().try_get_matches_from(&argv).map_err(blame)?;
@@ -458,7 +477,7 @@ fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(Stri
     Ok(found.into_iter().filter(|(_, values)| !values.is_empty()).collect())
 }
 
-fn suggest(name: &str, known: &[&str]) -> String {
+pub(super) fn suggest(name: &str, known: &[&str]) -> String {
     nearest(name, known).map_or_else(
         || format!("; known are {}", known.join(", ")),
         |(near, _)| format!("; did you mean `{near}`?"),
@@ -466,7 +485,7 @@ fn suggest(name: &str, known: &[&str]) -> String {
 }
 
 /// The value as clap would see it on the command line; null is unset.
-fn yaml_values(value: &Value) -> Option<Vec<String>> {
+pub(super) fn yaml_values(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Null => Some(Vec::new()),
         Value::Bool(b) => Some(vec![b.to_string()]),
@@ -478,31 +497,6 @@ fn yaml_values(value: &Value) -> Option<Vec<String>> {
         }
         _ => None,
     }
-}
-
-/// clap names the flag of a bad value; the user may have written it elsewhere.
-fn blame_origin(mut error: clap::Error, argv: &[OsString], layers: &[Layer]) -> clap::Error {
-    use clap::error::{ContextKind, ContextValue};
-    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
-    let flag = arg.split([' ', '=', '[']).next().unwrap_or("");
-    let key = flag.trim_start_matches('-').replace('-', "_");
-    let on_command_line = argv
-        .iter()
-        .filter_map(|a| a.to_str())
-        .any(|a| a.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')));
-    let variable = key.to_uppercase();
-    let place = if on_command_line {
-        return error;
-    } else if std::env::var_os(&variable).is_some_and(|v| !v.is_empty()) {
-        format!("environment variable {variable}")
-    } else if let Some(layer) = layers.iter().find(|layer| layer.has(&key)) {
-        format!("key `{key}` of `{}`", layer.path.display())
-    } else {
-        return error;
-    };
-    let arg = format!("{arg} ({place})");
-    error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
-    error
 }
 
 fn origins(matches: &ArgMatches, command: &Command, layers: &[Layer]) -> ResolvedConfig {

@@ -28,6 +28,11 @@ impl Context {
         Progress::new(doing, total, unit, display)
     }
 
+    /// As [`Self::progress`], always as lines: for one of several displays at a time.
+    pub fn progress_lines(&self, doing: &str, total: u64, unit: &'static str) -> Progress {
+        Progress::new(doing, total, unit, Display::Lines)
+    }
+
     /// Prints a result to standard output; the only place that does. A closed pipe is not an error.
     pub fn print(&self, text: &str) {
         let mut out = std::io::stdout().lock();

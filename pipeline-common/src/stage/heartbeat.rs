@@ -152,11 +152,17 @@ impl Reporter {
     /// Those of `work`.
     pub fn watch<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let result = work();
+        self.ended(result.as_ref().err());
+        result
+    }
+
+    /// Says that a worker is done, or why it is not; otherwise as [`Self::watch`].
+    pub fn ended(&self, failure: Option<&Failure>) {
         let mut inner = self.lock();
-        let (state, note) = match &result {
-            Ok(_) => (State::Done, None),
-            Err(e) if e.kind == Kind::Stopped => (State::Stopped, None),
-            Err(e) => (State::Failed, Some(e.source.to_string())),
+        let (state, note) = match failure {
+            None => (State::Done, None),
+            Some(e) if e.kind == Kind::Stopped => (State::Stopped, None),
+            Some(e) => (State::Failed, Some(e.source.to_string())),
         };
         if inner.begun || state == State::Failed {
             inner.beat.state = state;
@@ -164,7 +170,6 @@ impl Reporter {
             inner.beat.note = note.unwrap_or_else(|| std::mem::take(&mut inner.beat.note));
             inner.write();
         }
-        result
     }
 
     /// Takes over the file: the worker is this process's. `done` of `total` units were done before.

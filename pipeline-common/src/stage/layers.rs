@@ -15,6 +15,9 @@ use super::{
     store::{Pointer, Store},
 };
 
+/// Settings by YAML key, as clap would see them on the command line.
+pub(super) type Values = Vec<(String, Vec<String>)>;
+
 /// A file whose values became clap's defaults.
 pub(super) struct Layer {
     pub path: PathBuf,
@@ -68,4 +71,33 @@ pub(super) fn read_run(path: &Path, ids: &[String]) -> Result<Vec<(String, Vec<S
         .map_err(|e| Failure::input(format!("`{}`: {e}", path.display())))?;
     let values = run.config.0.into_iter().filter(|(key, _)| ids.contains(key));
     Ok(values.filter_map(|(key, setting)| Some((key, vec![setting.value?]))).collect())
+}
+
+/// clap names the flag of a bad value; the user may have written it elsewhere.
+pub(super) fn blame_origin(
+    mut error: clap::Error,
+    argv: &[OsString],
+    layers: &[Layer],
+) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = arg.split([' ', '=', '[']).next().unwrap_or("");
+    let key = flag.trim_start_matches('-').replace('-', "_");
+    let on_command_line = argv
+        .iter()
+        .filter_map(|a| a.to_str())
+        .any(|a| a.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')));
+    let variable = key.to_uppercase();
+    let place = if on_command_line {
+        return error;
+    } else if std::env::var_os(&variable).is_some_and(|v| !v.is_empty()) {
+        format!("environment variable {variable}")
+    } else if let Some(layer) = layers.iter().find(|layer| layer.has(&key)) {
+        format!("key `{key}` of `{}`", layer.path.display())
+    } else {
+        return error;
+    };
+    let arg = format!("{arg} ({place})");
+    error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
+    error
 }

@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod config;
 pub mod context;
 pub mod disk;
+pub mod entries;
 pub mod error;
 pub mod heartbeat;
 mod layers;

@@ -106,7 +106,7 @@ impl Progress {
     }
 
     /// Shows the final figures.
-    pub fn finish(self, note: &str) {
+    pub fn finish(&self, note: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -61,6 +61,13 @@ impl<T: Serialize + DeserializeOwned> Log<T> {
     }
 }
 
+/// The entries of a log that may be growing, up to the first that is not whole; none where there is
+/// no log.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Vec<T> {
+    let text = fs_err::read_to_string(path).unwrap_or_default();
+    text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
+}
+
 /// The first `length` bytes of a file that has them.
 fn start(path: &Path, length: u64) -> Result<Vec<u8>, SaeError> {
     let mut bytes = fs_err::read(path)?;
@@ -99,6 +106,9 @@ mod tests {
         assert_eq!(fs_err::read_to_string(&path).unwrap(), "1\n22\n");
         let mut log = Log::<u32>::open(&path, length).unwrap();
         assert_eq!(log.entries(), [1]);
+        fs_err::write(dir.path().join("torn"), "1\n2\n[").unwrap();
+        assert_eq!(read::<u32>(&dir.path().join("torn")), [1, 2]);
+        assert_eq!(read::<u32>(&dir.path().join("none")), [0; 0]);
         log.push(3).unwrap();
         assert_eq!(fs_err::read_to_string(&path).unwrap(), "1\n3\n");
         assert_eq!(Log::<u32>::open(&path, 0).unwrap().entries(), [0; 0], "no checkpoint");

@@ -110,6 +110,11 @@ impl Curves {
     }
 }
 
+/// What a training has written so far; a line that another process is about to write is left out.
+pub fn read(run_dir: &Path) -> (Vec<Record>, Vec<Pace>) {
+    (log::read(&run_dir.join("history.jsonl")), log::read(&run_dir.join("timing.jsonl")))
+}
+
 /// Seconds of the epoch.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())

@@ -113,6 +113,10 @@ pub struct TrainArgs {
     /// Decides all randomness
     #[arg(long, env, default_value_t = 0)]
     pub seed: u64,
+    /// Decides the order of the rows [default: SEED]; SAEs of one SWEEP with equal values share a
+    /// read of the rows
+    #[arg(long, env)]
+    pub data_seed: Option<u64>,
     /// Steps between records of the training curve
     #[arg(long, env, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: u64,

@@ -1,11 +1,10 @@
-//! A training under way: steps, records, validations, checkpoints.
+//! A training under way: batches, steps, records, validations, checkpoints.
 
 use std::{
     mem,
     time::{Duration, Instant},
 };
 
-use super::loader::{Loaded, Loader};
 use crate::{
     kernels::columns::row_variance,
     remote::mirror::Mirror,
@@ -20,7 +19,7 @@ use crate::{
         trainer::{Rates, Trainer},
         variant::Losses,
     },
-    stage::{Context, Failure, Reporter, Result},
+    stage::{Failure, Result},
 };
 
 /// The result of a step.
@@ -37,104 +36,134 @@ pub struct Intervals {
     pub checkpoint: Every,
 }
 
+/// Steps, and the time they took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Steps made.
+    pub steps: u64,
+    /// Time, of which several trainings that share their batches share the waiting.
+    pub time: Duration,
+}
+
 /// A training under way.
 pub struct Session<'a> {
     pub plan: &'a Plan,
     pub rows: &'a Rows,
-    pub seed: u64,
+    pub data_seed: u64,
     pub every: Intervals,
     pub checkpoints: Checkpoints,
     pub curves: Curves,
     pub trainer: Trainer,
     pub mirror: Option<Mirror>,
-    /// Spent on steps, by this process.
-    pub spent: Duration,
-    /// Steps made by this process.
-    pub steps: u64,
-    /// Steps and time since the last record.
-    pub lap: (u64, Instant),
+    /// By this process.
+    pub spent: Spent,
+    /// Since the last record.
+    pub lap: Spent,
+    /// When the last checkpoint was written, or the training went on.
+    pub saved: Instant,
+    /// Losses of the step under way, and the variance of its rows.
+    pub sums: (Losses, f64),
     /// Figures on held-out rows after the last step, once it is made.
     pub evaluation: Option<Evaluation>,
 }
 
 impl Session<'_> {
-    /// Makes the steps that are left.
-    pub fn train(&mut self, context: &Context, reporter: &Reporter) -> Result<()> {
-        let (plan, rows) = (self.plan, self.rows);
-        let progress = context.progress("training", plan.schedule.steps, "steps");
-        let mut progress = progress.reported_by(reporter);
-        let step = self.trainer.state().step;
-        progress.resume_at(step, step * plan.step_rows());
-        let parts = u64::from(plan.accumulate);
-        let batches = step * parts..plan.schedule.steps * parts;
-        let (began, mut saved, mut note) = (Instant::now(), Instant::now(), String::new());
-        self.lap = (0, began);
-        std::thread::scope(|scope| {
-            let order = rows.order(self.seed);
-            let loader = Loader::start(scope, rows, order, batches, plan.batch);
-            while self.trainer.state().step < plan.schedule.steps {
-                let made = self.step(&loader).map_err(|error| self.stopped(error))?;
-                self.steps += 1;
-                self.lap.0 += 1;
-                if let Some(made) = made {
-                    note = format!("loss {:.4} FVU {:.4} L0 {:.1}", made.loss, made.fvu, made.l0);
-                    let (steps, since) = mem::replace(&mut self.lap, (0, Instant::now()));
-                    self.curves.push(made, steps * plan.step_rows(), since.elapsed())?;
-                }
-                self.spent = began.elapsed();
-                progress.advance(1, plan.step_rows(), &note);
-                let stopping = context.stop.requested();
-                if stopping || self.is_due(saved) {
-                    self.save()?;
-                    saved = Instant::now();
-                }
-                if stopping {
-                    let step = self.trainer.state().step;
-                    let steps = plan.schedule.steps;
-                    context.leave_if_asked(&format!("checkpoint at step {step} of {steps}"))?;
-                }
-            }
-            progress.finish(&note);
-            Ok(())
-        })
+    /// Steps made.
+    pub fn step(&self) -> u64 {
+        self.trainer.state().step
     }
 
-    /// One step; its record where there is to be one.
+    /// Whether all steps are made.
+    pub fn is_over(&self) -> bool {
+        self.step() >= self.plan.schedule.steps
+    }
+
+    /// Takes a batch of the step under way, scaled, `[batch, d_in]` and `[batch, d_out]`; `input` is
+    /// used as working space. `waited` was spent on it.
+    pub fn accumulate(&mut self, input: &mut [f32], target: Option<&[f32]>, waited: Duration) {
+        let begin = Instant::now();
+        let share = 1.0 / f64::from(self.plan.accumulate);
+        if self.is_recorded() {
+            let output = target.unwrap_or(input);
+            self.sums.1 += share * row_variance(output, self.plan.shape.d_out);
+        }
+        let losses = self.trainer.accumulate(input, target, self.rates());
+        self.sums.0 = self.sums.0.plus(&losses, share);
+        self.charge(waited + begin.elapsed());
+    }
+
+    /// Makes the step with what was accumulated, and whatever is due after it. Its record, where
+    /// there is one.
     ///
     /// # Errors
-    /// [`SaeError::Diverged`], which leaves the state as it was.
-    fn step(&mut self, loader: &Loader) -> Made<Option<Record>> {
-        let (plan, step) = (self.plan, self.trainer.state().step);
-        let last = step + 1 == plan.schedule.steps;
-        let record = step.is_multiple_of(self.every.log) || last;
-        let validate = self.every.validate.is_some_and(|n| (step + 1).is_multiple_of(n)) || last;
-        let rates =
-            Rates { lr: plan.lr * plan.schedule.lr(step), sparsity: plan.schedule.sparsity(step) };
-        let (mut losses, mut variance) = (Losses::default(), 0.0);
-        let share = 1.0 / f64::from(plan.accumulate);
-        for _ in 0..plan.accumulate {
-            let Some(mut batch) = loader.next() else { break };
-            if record || validate {
-                variance += share * self.variance(&batch);
-            }
-            let of_batch =
-                self.trainer.accumulate(&mut batch.input, batch.target.as_deref(), rates);
-            losses = losses.plus(&of_batch, share);
-            loader.reuse(batch);
+    /// A failure with the last good checkpoint where the training diverged; I/O errors.
+    pub fn advance(&mut self) -> Result<Option<Record>> {
+        let begin = Instant::now();
+        let made = self.make_step().map_err(|error| self.stopped(error))?;
+        self.spent.steps += 1;
+        self.lap.steps += 1;
+        self.charge(begin.elapsed());
+        if let Some(record) = &made {
+            let lap = mem::take(&mut self.lap);
+            self.curves.push(record.clone(), lap.steps * self.plan.step_rows(), lap.time)?;
         }
-        must_be_finite(step, &losses)?;
+        if self.is_due() {
+            let begin = Instant::now();
+            self.save()?;
+            self.charge(begin.elapsed());
+        }
+        Ok(made)
+    }
+
+    fn charge(&mut self, time: Duration) {
+        self.spent.time += time;
+        self.lap.time += time;
+    }
+
+    /// Makes the step; its record where there is to be one.
+    ///
+    /// # Errors
+    /// [`SaeError::Diverged`], which leaves the parameters as they were.
+    fn make_step(&mut self) -> Made<Option<Record>> {
+        let (rates, recorded, validated) = (self.rates(), self.is_recorded(), self.is_validated());
+        let (losses, variance) = mem::take(&mut self.sums);
+        must_be_finite(self.step(), &losses)?;
         let gradient_norm = self.trainer.apply(rates)?;
-        if !record && !validate {
+        if !recorded {
             return Ok(None);
         }
         let mut made = Record { gradient_norm, ..self.record(&losses, variance, rates) };
-        if validate {
+        if validated {
             let evaluation = self.evaluate();
             self.trainer.validated(evaluation.figures.fvu);
             made.validation = Some(evaluation.figures);
-            self.evaluation = last.then_some(evaluation);
+            self.evaluation = self.is_over().then_some(evaluation);
         }
         Ok(Some(made))
+    }
+
+    fn rates(&self) -> Rates {
+        let (schedule, step) = (&self.plan.schedule, self.step());
+        Rates { lr: self.plan.lr * schedule.lr(step), sparsity: schedule.sparsity(step) }
+    }
+
+    /// Whether there will be a record of the step under way.
+    fn is_recorded(&self) -> bool {
+        self.step().is_multiple_of(self.every.log) || self.is_validated()
+    }
+
+    /// Whether figures on held-out rows will follow the step under way.
+    fn is_validated(&self) -> bool {
+        let after = self.step() + 1;
+        after == self.plan.schedule.steps
+            || self.every.validate.is_some_and(|n| after.is_multiple_of(n))
+    }
+
+    fn is_due(&self) -> bool {
+        match self.every.checkpoint {
+            Every::Steps(n) => self.step().is_multiple_of(n),
+            Every::Minutes(n) => self.saved.elapsed() >= Duration::from_secs(60 * n),
+        }
     }
 
     /// What to say of an error that ends the training; the page shows what led to a divergence.
@@ -154,17 +183,6 @@ impl Session<'_> {
         Failure::from(error).context(format!("training stopped; {place}"))
     }
 
-    fn variance(&self, batch: &Loaded) -> f64 {
-        row_variance(batch.target.as_ref().unwrap_or(&batch.input), self.plan.shape.d_out)
-    }
-
-    fn is_due(&self, saved: Instant) -> bool {
-        match self.every.checkpoint {
-            Every::Steps(n) => self.trainer.state().step.is_multiple_of(n),
-            Every::Minutes(n) => saved.elapsed() >= Duration::from_secs(60 * n),
-        }
-    }
-
     /// The SAE as it would be saved now, for scaled rows.
     pub fn sae(&self) -> Sae {
         let mut params = self.trainer.state().result().clone();
@@ -176,13 +194,17 @@ impl Session<'_> {
 
     /// Figures on held-out rows.
     pub fn evaluate(&self) -> Evaluation {
-        evaluate(&self.sae(), self.rows, &self.rows.evaluation(self.seed))
+        evaluate(&self.sae(), self.rows, &self.rows.evaluation(self.data_seed))
     }
 
-    /// The curve first: a resume cuts it back to the checkpoint's step.
+    /// Writes a checkpoint; the curves first, since a resume cuts them back to it.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
     pub fn save(&mut self) -> Result<()> {
         let marks = self.curves.save()?;
         self.checkpoints.save(self.trainer.state(), marks).map_err(|error| self.stopped(error))?;
+        self.saved = Instant::now();
         Ok(self.mirror.as_mut().map_or(Ok(()), Mirror::push)?)
     }
 
