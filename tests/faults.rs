@@ -59,7 +59,10 @@ impl Running {
     }
 
     fn send(&mut self, signal: Signal) {
-        self.signal = Some(signal);
+        // A process that was killed may take a moment to end, and then another signal reaches it.
+        if self.signal != Some(Signal::KILL) {
+            self.signal = Some(signal);
+        }
         // It may have ended a moment ago; its process id is ours until it is waited for.
         let _ended = kill_process(Pid::from_child(&self.child), signal);
     }

@@ -19,24 +19,41 @@ enum Interruption {
     Ask,
 }
 
-fn start(work: &Workload, stage: &str) -> Child {
-    work.stage(stage).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+/// A stage with settings of its own.
+#[derive(Clone, Copy)]
+struct Stage<'a> {
+    work: &'a Workload,
+    binary: &'a str,
+    settings: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Stage<'a> {
+    fn new(work: &'a Workload, binary: &'a str) -> Self {
+        Self { work, binary, settings: &[] }
+    }
+
+    fn start(&self) -> Child {
+        let mut command = self.work.stage(self.binary);
+        command.envs(self.settings.iter().copied());
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
 }
 
 /// Runs a stage to its end, which must be success; how long it took.
-fn finish(work: &Workload, stage: &str) -> Duration {
+fn finish(stage: Stage<'_>) -> Duration {
     let begin = Instant::now();
-    let output = start(work, stage).wait_with_output().unwrap();
-    assert!(output.status.success(), "{stage}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = stage.start().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", stage.binary);
     begin.elapsed()
 }
 
 /// Interrupts a stage at random moments of `span`, the time it takes undisturbed, until it is done
 /// or has been interrupted often; then lets it finish. How often it was hit.
-fn torment(work: &Workload, stage: &str, span: Duration, how: Interruption, seed: u64) -> usize {
+fn torment(stage: Stage<'_>, span: Duration, how: Interruption, seed: u64) -> usize {
     let mut random = Random(seed);
     for hits in 0..INTERRUPTIONS {
-        let child = start(work, stage);
+        let child = stage.start();
         // stderr is read at the end only: a log line every 30 s fits into the pipe.
         std::thread::sleep(span.mul_f64(random.fraction()));
         let signal = if how == Interruption::Kill { Signal::KILL } else { Signal::USR1 };
@@ -46,9 +63,10 @@ fn torment(work: &Workload, stage: &str, span: Duration, how: Interruption, seed
             return hits;
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(was_interrupted(output.status, how), "{stage}: {:?} {said}", output.status);
+        let status = output.status;
+        assert!(was_interrupted(status, how), "{}: {status:?} {said}", stage.binary);
     }
-    finish(work, stage);
+    finish(stage);
     INTERRUPTIONS
 }
 
@@ -64,8 +82,8 @@ fn was_interrupted(status: ExitStatus, how: Interruption) -> bool {
 
 fn interrupted_stages_end_with_the_same_bytes(how: Interruption) {
     let work = Workload::new(3000);
-    let save_time = finish(&work, SAVE);
-    let train_time = finish(&work, TRAIN);
+    let (save, train) = (Stage::new(&work, SAVE), Stage::new(&work, TRAIN));
+    let (save_time, train_time) = (finish(save), finish(train));
     let undisturbed = work.take();
     for suffix in ["manifest.jsonl", "sae_weights.safetensors", "run_id.txt", "sae_run_id.txt"] {
         assert!(undisturbed.names().any(|name| name.ends_with(suffix)), "no {suffix} was written");
@@ -75,8 +93,8 @@ fn interrupted_stages_end_with_the_same_bytes(how: Interruption) {
     while seed < 2 || hits < 6 {
         seed += 1;
         assert!(seed <= 10, "only {hits} interruptions came before the end");
-        hits += torment(&work, SAVE, save_time, how, seed);
-        hits += torment(&work, TRAIN, train_time, how, seed + 100);
+        hits += torment(save, save_time, how, seed);
+        hits += torment(train, train_time, how, seed + 100);
         Contents::read(&work.store()).assert_same(&undisturbed, &format!("seed {seed}"));
         fs_err::remove_dir_all(work.store()).unwrap();
     }
@@ -95,10 +113,42 @@ fn stages_that_were_asked_to_stop_end_with_the_same_bytes() {
 #[test]
 fn a_finished_stage_that_runs_again_changes_nothing() {
     let work = Workload::new(100);
-    for stage in [SAVE, TRAIN] {
-        finish(&work, stage);
+    for stage in [SAVE, TRAIN].map(|binary| Stage::new(&work, binary)) {
+        finish(stage);
         let before = Contents::read(&work.store());
-        finish(&work, stage);
-        Contents::read(&work.store()).assert_same(&before, stage);
+        finish(stage);
+        Contents::read(&work.store()).assert_same(&before, stage.binary);
+    }
+}
+
+/// With everything that a step carries on to the next, and with checkpoints so often that many kills
+/// fall into one.
+#[test]
+fn a_training_that_is_killed_fifty_times_ends_with_the_same_bytes() {
+    const KILLS: usize = 50;
+    let settings = [
+        ("SAE_ARCH", "batchtopk"),
+        ("K_ANNEAL", "40"),
+        ("WEIGHT_EMA", "0.9"),
+        ("ACCUMULATE", "2"),
+        ("BATCH_SIZE_TRAIN", "64"),
+        ("VALIDATE_EVERY", "10"),
+        ("VALIDATION", "0.1"),
+        ("DEAD_AFTER", "1500"),
+        ("RESAMPLE_EVERY", "15"),
+        ("CHECKPOINT_EVERY", "2"),
+    ];
+    let work = Workload::new(150);
+    finish(Stage::new(&work, SAVE));
+    let train = Stage { settings: &settings, ..Stage::new(&work, TRAIN) };
+    let span = finish(train);
+    let undisturbed = Contents::read(&work.store());
+    let (mut hits, mut seed) = (0, 200);
+    while hits < KILLS {
+        seed += 1;
+        assert!(seed < 260, "only {hits} kills came before the end");
+        fs_err::remove_dir_all(work.run("training")).unwrap();
+        hits += torment(train, span, Interruption::Kill, seed);
+        Contents::read(&work.store()).assert_same(&undisturbed, &format!("seed {seed}"));
     }
 }

@@ -20,6 +20,7 @@ mod report;
 mod slurm;
 mod status;
 mod sweep;
+mod train;
 mod venv;
 mod verify;
 mod workload;

@@ -264,23 +264,29 @@ fn an_sae_that_this_program_cannot_compute() {
     let run = work.run("training");
     let (cfg, weights) = (run.join("cfg.json"), run.join("sae_weights.safetensors"));
     let cases = [
-        ("\"topk\"", "\"lorsa\"", vec!["`architecture` is `lorsa`", "topk, jumprelu, standard"]),
-        ("\"k\": 4,", "", vec!["`k` is missing"]),
-        ("\"k\": 4", "\"k\": 0", vec!["`k` is 0"]),
-        ("\"k\": 4", "\"k\": 257", vec!["`k` is 257"]),
+        (
+            "\"topk\"",
+            "\"lorsa\"",
+            vec!["`architecture` is `lorsa`", "jumprelu, standard, gated"],
+            "something else",
+        ),
+        ("\"k\": 4,", "", vec!["`k` is missing"], ""),
+        ("\"k\": 4", "\"k\": 0", vec!["`k` is 0"], ""),
+        ("\"k\": 4", "\"k\": 257", vec!["`k` is 257"], ""),
         (
             "\"normalize_activations\": \"none\"",
-            "\"normalize_activations\": \"layer_norm\"",
-            vec!["`normalize_activations` is `layer_norm`, supported is `none`"],
+            "\"normalize_activations\": \"constant_norm_rescale\"",
+            vec!["`normalize_activations` is `constant_norm_rescale`, expected `none`"],
+            "rows would have to be scaled one by one",
         ),
     ];
-    for (from, to, mut error) in cases {
+    for (from, to, mut error, hint) in cases {
         damaged(
             &cfg,
             |bytes| replaced(bytes, from, to),
             || {
                 error.push(text(&cfg));
-                refused(&mut work.stage(TOP), &invalid(&error, ""));
+                refused(&mut work.stage(TOP), &invalid(&error, hint));
             },
         );
     }

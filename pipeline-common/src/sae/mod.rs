@@ -21,6 +21,7 @@ pub mod parameters;
 pub mod random;
 #[cfg(test)]
 mod recovery;
+pub mod resample;
 pub mod row_norm;
 pub mod rows;
 pub mod schedule;

@@ -17,6 +17,8 @@ pub enum Purpose {
     Encoder = 2,
     /// Rows on which two SAEs are compared.
     Comparison = 3,
+    /// Rows that dead latents take their directions from.
+    Resampling = 4,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).
@@ -29,6 +31,13 @@ impl Normal {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(purpose as u64);
         Self(rng)
+    }
+
+    /// The part of the stream that belongs to step `step`; 2^32 numbers lie between two.
+    #[must_use]
+    pub fn at(mut self, step: u64) -> Self {
+        self.0.set_word_pos(u128::from(step) << 32);
+        self
     }
 
     /// Fills `out`.

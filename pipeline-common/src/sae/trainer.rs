@@ -11,6 +11,7 @@ use super::{
     gradients::Gradients,
     init::normalise,
     parameters::{NAMES, TENSORS},
+    resample::{Candidates, resample},
     variant::{Batch, Firing, Losses, Objective},
 };
 use crate::kernels::{
@@ -162,6 +163,11 @@ impl Trainer {
         better
     }
 
+    /// Gives dead latents new directions, see [`resample`]; returns how many.
+    pub fn resample(&mut self, candidates: Candidates<'_>, threshold: f32, seed: u64) -> usize {
+        resample(&mut self.state, candidates, threshold, seed)
+    }
+
     /// The threshold for rows alone, see [`Objective::inference_threshold`].
     pub fn inference_threshold(&self) -> Option<f32> {
         self.objective.inference_threshold()
@@ -238,7 +244,8 @@ impl Trainer {
     }
 }
 
-fn centre(rows: &mut [f32], b_dec: &[f32]) {
+/// Subtracts b_dec from rows, `[rows, d_out]`.
+pub fn centre(rows: &mut [f32], b_dec: &[f32]) {
     rows.par_chunks_mut(b_dec.len()).for_each(|row| {
         simd(
             #[inline(always)]

@@ -93,6 +93,7 @@ pub const VARIABLES: &[&str] = &[
     "P_START",
     "REPAIR",
     "REPORT_SAMPLE",
+    "RESAMPLE_EVERY",
     "REVISION",
     "RUN_ID",
     "SAE_ARCH",

@@ -104,6 +104,9 @@ pub struct TrainArgs {
     /// Tokens without firing after which a latent is dead [default: 10 million, at most a tenth of the training]
     #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..))]
     pub dead_after: Option<u64>,
+    /// Steps between resamplings of dead latents; 0 for none
+    #[arg(long, env, default_value_t = 0)]
+    pub resample_every: u64,
     /// Share of documents held out to validate on
     #[arg(long, env, default_value_t = 0.01, value_parser = share)]
     pub validation: f64,

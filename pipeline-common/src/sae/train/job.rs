@@ -10,7 +10,7 @@ use serde_json::{Map, json};
 use super::{
     TrainSae,
     record::{Claim, SCHEMA, TrainingMeta},
-    session::{Intervals, Session, Spent},
+    session::{Intervals, Resampling, Session, Spent},
 };
 use crate::{
     capture::{CaptureMeta, meta::HookRecord},
@@ -256,6 +256,11 @@ impl Job {
                 validate: (train.validate_every > 0).then_some(train.validate_every),
                 checkpoint: train.checkpoint_every,
             },
+            resampling: (train.resample_every > 0).then_some(Resampling {
+                every: train.resample_every,
+                threshold: train.sparsity.init_threshold as f32,
+                seed: train.seed,
+            }),
             checkpoints,
             curves,
             trainer: Trainer::new(state, objective, optimiser, plan.centred, plan.precision),

@@ -14,9 +14,10 @@ use crate::{
         curves::Curves,
         evaluate::{Evaluation, evaluate},
         history::{Record, unexplained},
+        resample::Candidates,
         rows::Rows,
         settings::{Plan, values::Every},
-        trainer::{Rates, Trainer},
+        trainer::{Rates, Trainer, centre},
         variant::Losses,
     },
     stage::{Failure, Result},
@@ -36,6 +37,17 @@ pub struct Intervals {
     pub checkpoint: Every,
 }
 
+/// When dead latents get new directions.
+#[derive(Clone, Copy, Debug)]
+pub struct Resampling {
+    /// Steps between two times.
+    pub every: u64,
+    /// Thresholds of new latents.
+    pub threshold: f32,
+    /// Decides which rows they take their directions from.
+    pub seed: u64,
+}
+
 /// Steps, and the time they took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
@@ -51,6 +63,7 @@ pub struct Session<'a> {
     pub rows: &'a Rows,
     pub data_seed: u64,
     pub every: Intervals,
+    pub resampling: Option<Resampling>,
     pub checkpoints: Checkpoints,
     pub curves: Curves,
     pub trainer: Trainer,
@@ -129,6 +142,7 @@ impl Session<'_> {
         let (losses, variance) = mem::take(&mut self.sums);
         must_be_finite(self.step(), &losses)?;
         let gradient_norm = self.trainer.apply(rates)?;
+        self.resample_if_due();
         if !recorded {
             return Ok(None);
         }
@@ -164,6 +178,30 @@ impl Session<'_> {
             Every::Steps(n) => self.step().is_multiple_of(n),
             Every::Minutes(n) => self.saved.elapsed() >= Duration::from_secs(60 * n),
         }
+    }
+
+    /// Dead latents take their directions from the rows of the step just made.
+    fn resample_if_due(&mut self) {
+        let step = self.step();
+        let Some(Resampling { every, threshold, seed }) = self.resampling else { return };
+        if !step.is_multiple_of(every) || self.is_over() {
+            return;
+        }
+        let (mut numbers, mut input, mut target) = (vec![], vec![], vec![]);
+        let position = (step - 1) * self.plan.step_rows();
+        self.rows.order(self.data_seed).batch(position, self.plan.batch, &mut numbers);
+        self.rows.input.gather(&numbers, &mut input);
+        self.rows.output().gather(&numbers, &mut target);
+        let sae = self.sae();
+        let losses = sae.squared_errors(&input, &target);
+        let b_dec = &sae.params.b_dec;
+        centre(&mut target, b_dec);
+        if sae.subtract_b_dec {
+            centre(&mut input, b_dec);
+        }
+        let candidates = Candidates { input: &input, target: &target, losses: &losses };
+        let count = self.trainer.resample(candidates, threshold, seed);
+        tracing::info!("step {step}: {count} dead latents have new directions");
     }
 
     /// What to say of an error that ends the training; the page shows what led to a divergence.

@@ -1,0 +1,60 @@
+//! Every architecture through the command line.
+
+use pipeline_common::sae::{Activation, formats::saelens};
+use serde_json::Value;
+
+use super::workload::{SAVE, TOP, TRAIN, Workload};
+
+/// The fraction of variance unexplained at the first and at the last record.
+fn errors(work: &Workload, run: &str) -> (f64, f64) {
+    let text = fs_err::read_to_string(work.run(run).join("history.json")).unwrap();
+    let records: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let of = |record: &Value| record["fvu"].as_f64().unwrap();
+    (of(&records[0]), of(records.last().unwrap()))
+}
+
+#[test]
+fn every_architecture_learns_and_can_be_read() {
+    let work = Workload::new(150);
+    work.succeed(SAVE, &[]);
+    let (topk, jumprelu) = (Activation::TopK { k: 4 }, Activation::JumpRelu);
+    let cases: [(&str, &[(&str, &str)], Activation); 9] = [
+        ("topk", &[("PRECISION", "bf16")], topk),
+        ("topk", &[("RESAMPLE_EVERY", "20"), ("DEAD_AFTER", "2000")], topk),
+        ("batchtopk", &[("K_ANNEAL", "20")], jumprelu),
+        ("matryoshka", &[("PREFIXES", "0.25,1")], jumprelu),
+        ("jumprelu", &[("L0_MODE", "tanh")], jumprelu),
+        ("jumprelu", &[("L0_MODE", "target"), ("TARGET_L0", "8")], jumprelu),
+        ("gated", &[], Activation::Gated),
+        ("standard", &[("L1_BY_NORM", "true"), ("UNIT_DECODER", "false")], Activation::Relu),
+        ("panneal", &[("P_END", "0.5")], Activation::Relu),
+    ];
+    for (n, (architecture, settings, expected)) in cases.into_iter().enumerate() {
+        let run = format!("training-{n}");
+        let common = [("SAE_ARCH", architecture), ("SAE_RUN_ID", &run), ("LR", "0.003")];
+        let small = [("BATCH_SIZE_TRAIN", "128"), ("LOG_EVERY", "10"), ("WARMUP", "0")];
+        let all: Vec<_> = common.iter().chain(&small).chain(settings).copied().collect();
+        work.succeed(TRAIN, &all);
+        let (first, last) = errors(&work, &run);
+        assert!(last < 0.9 * first, "{architecture} {settings:?}: {first} to {last}");
+        let sae = saelens::load(&work.run(&run)).unwrap();
+        assert_eq!(sae.activation, expected, "{architecture}");
+        work.succeed(TOP, &[("SAE_RUN_ID", &run)]);
+    }
+}
+
+#[test]
+fn a_transcoder_reconstructs_another_hook() {
+    let work = Workload::new(100);
+    work.succeed(SAVE, &[("HOOK", "mlp_in,mlp_out")]);
+    let hooks = [("HOOK", "mlp_in"), ("TARGET_HOOK", "mlp_out"), ("LR", "0.003")];
+    for (run, skip) in [("plain", "false"), ("skipping", "true")] {
+        let more = [("SAE_RUN_ID", run), ("SKIP", skip), ("LOG_EVERY", "10"), ("WARMUP", "0")];
+        work.succeed(TRAIN, &[&hooks[..], &more].concat());
+        let (first, last) = errors(&work, run);
+        assert!(last < 0.9 * first, "{run}: {first} to {last}");
+        let sae = saelens::load(&work.run(run)).unwrap();
+        assert_eq!(!sae.params.w_skip.is_empty(), skip == "true");
+        assert!(!sae.subtract_b_dec);
+    }
+}
