@@ -13,12 +13,15 @@ fn errors(work: &Workload, run: &str) -> (f64, f64) {
     (of(&records[0]), of(records.last().unwrap()))
 }
 
+/// SAE_ARCH, further settings, what the SAE then does.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Activation);
+
 #[test]
 fn every_architecture_learns_and_can_be_read() {
     let work = Workload::new(150);
     work.succeed(SAVE, &[]);
     let (topk, jumprelu) = (Activation::TopK { k: 4 }, Activation::JumpRelu);
-    let cases: [(&str, &[(&str, &str)], Activation); 9] = [
+    let cases: [Case<'_>; 9] = [
         ("topk", &[("PRECISION", "bf16")], topk),
         ("topk", &[("RESAMPLE_EVERY", "20"), ("DEAD_AFTER", "2000")], topk),
         ("batchtopk", &[("K_ANNEAL", "20")], jumprelu),

@@ -1,7 +1,7 @@
 //! Gradients of both matrices, latent by latent.
 //!
 //! A latent's gradient is a sum of rows of a `[rows, width]` matrix, each with a factor. The rows
-//! are many times larger than the second-level cache, so that they are taken [`TILE`] columns at
+//! are many times larger than the second-level cache, so that they are taken 128 columns at
 //! a time: those of all rows stay there while latent after latent reads them, and its sums stay in
 //! registers.
 
@@ -12,7 +12,7 @@ use super::{super::vector::simd, ByLatent};
 /// Columns of a tile: 8 vectors of 16.
 const TILE: usize = 128;
 
-/// A matrix, [`TILE`] columns at a time.
+/// A matrix, 128 columns at a time.
 #[derive(Debug, Default)]
 pub struct Tiles {
     rows: usize,
