@@ -231,12 +231,14 @@ fn every_configuration_in_the_repository_suits_every_stage() {
                 for stage in STAGES {
                     let here = Terminal::new();
                     let config = here.config(stage, &[("CONFIG", path.to_str().unwrap())], &[]);
-                    assert!(config.values().any(|(_, origin)| Path::new(origin) == path));
+                    let says = config.values().any(|(_, origin)| Path::new(origin) == path);
+                    // Presets are about training alone.
+                    assert!(says || stage != TRAIN, "{}", path.display());
                 }
             }
         }
     }
-    assert!(found > 0);
+    assert!(found > 10);
 }
 
 #[test]

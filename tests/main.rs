@@ -15,6 +15,7 @@ mod interop;
 mod kill;
 mod policy;
 mod prepare;
+mod presets;
 mod remote;
 mod report;
 mod slurm;
