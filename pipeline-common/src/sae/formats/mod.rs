@@ -12,7 +12,7 @@
 //! [`read`] tells them apart. Containers are in `archive` (zip), `torch` and `pickle` (`.pt`, without
 //! running what is in it), `npz`; `tensors` and `fields` check what is taken out of them.
 
-mod adapt;
+pub(in crate::sae) mod adapt;
 mod archive;
 pub mod dictionary_learning;
 mod fields;

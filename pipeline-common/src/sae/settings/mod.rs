@@ -152,6 +152,8 @@ pub struct Plan {
     pub activation: Activation,
     /// Whether b_dec is subtracted from inputs.
     pub centred: bool,
+    /// Whether latents are chosen by activation times decoder norm.
+    pub by_decoder_norm: bool,
     /// In what encoder products multiply.
     pub precision: DType,
 }
@@ -200,6 +202,7 @@ impl TrainArgs {
             dead_after: self.dead_after.unwrap_or_else(|| DEAD_AFTER.min(tokens / 10).max(1)),
             activation: architecture.activation(self.sparsity.top_k as usize),
             centred: self.subtract_b_dec && d_out.is_none(),
+            by_decoder_norm: architecture.is_top_k() && self.sparsity.by_decoder_norm,
             precision: self.precision.dtype(),
         })
     }

@@ -13,6 +13,7 @@ use crate::{
         checkpoint::Checkpoints,
         curves::Curves,
         evaluate::{Evaluation, evaluate},
+        formats::adapt::fold_decoder_norm,
         history::{Record, unexplained},
         resample::Candidates,
         rows::Rows,
@@ -227,7 +228,13 @@ impl Session<'_> {
         if let Some(threshold) = self.trainer.inference_threshold() {
             params.threshold = vec![threshold; params.d_sae];
         }
-        Sae { subtract_b_dec: self.plan.centred, ..Sae::new(params, self.plan.activation) }
+        let plan = self.plan;
+        let mut sae = Sae { subtract_b_dec: plan.centred, ..Sae::new(params, plan.activation) };
+        if plan.by_decoder_norm {
+            // An SAE chooses by activation alone.
+            fold_decoder_norm(&mut sae);
+        }
+        sae
     }
 
     /// Figures on held-out rows.

@@ -15,7 +15,8 @@ use super::{
     topk::{Among, Aux, AuxForm, Prefix, Selection, TopK},
 };
 use crate::sae::{
-    Parameters,
+    Activation, Parameters, Sae,
+    formats::adapt::fold_decoder_norm,
     gradients::Gradients,
     init::normalise,
     parameters::{Shape, transpose},
@@ -120,6 +121,32 @@ fn saelens_topk_and_batchtopk() {
         close(l.total, 33.941_467, "total");
         close(norm(&g.w_enc), 18.491_863, "W_enc");
         close(norm(&g.w_dec), 22.680_935, "W_dec");
+    }
+}
+
+/// What is saved of such a training: an SAE that chooses by activation alone.
+#[test]
+fn latents_chosen_by_decoder_norm_are_those_of_the_sae_with_norms_folded_in() {
+    let p = params(false);
+    let folded = |activation| {
+        let mut sae = Sae::new(p.clone(), activation);
+        fold_decoder_norm(&mut sae);
+        sae
+    };
+    let top_k = folded(Activation::TopK { k: 2 });
+    let latents = top_k.encode(&rows());
+    let out = top_k.reconstruct(&rows(), &latents);
+    for among in [Among::Row, Among::Batch] {
+        let selection = Selection { among, by_decoder_norm: true, ..Selection::of_rows(2) };
+        let running = Running::from_step(0);
+        let mut objective = TopK::new(selection, aux(0.0, AuxForm::Scaled), running);
+        let (losses, _) = run(&p, &mut objective);
+        // Both have the same survivors here.
+        close(norm(&minus(&out, &rows())).powi(2) / 3.0, losses.mse, "mse");
+        if let Some(threshold) = objective.inference_threshold() {
+            let smallest = latents.values().iter().copied().fold(f32::INFINITY, f32::min);
+            close(threshold.into(), smallest.into(), "threshold");
+        }
     }
 }
 

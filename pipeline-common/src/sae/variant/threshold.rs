@@ -53,20 +53,24 @@ impl Threshold {
     }
 }
 
-fn smallest_of(value: &[f32]) -> Option<f64> {
-    value.iter().copied().filter(|v| *v > 0.0).reduce(f32::min).map(f64::from)
+/// By activation times decoder norm, where latents are chosen by that.
+fn smallest_of((index, value): (&[u32], &[f32]), norms: Option<&[f32]>) -> Option<f64> {
+    let chosen_by = |(l, v): (&u32, &f32)| norms.map_or(*v, |norms| v * norms[*l as usize]);
+    let numbers = index.iter().zip(value).map(chosen_by);
+    numbers.filter(|v| *v > 0.0).reduce(f32::min).map(f64::from)
 }
 
-/// The mean of each row's smallest activation, over the rows that have one.
-pub fn mean_of_rows(active: &SparseRows) -> Option<f64> {
+/// The mean of each row's smallest activation, over the rows that have one; times the latent's
+/// decoder norm where `norms` are given, as the threshold of an SAE with the norms folded in.
+pub fn mean_of_rows(active: &SparseRows, norms: Option<&[f32]>) -> Option<f64> {
     let rows: Vec<f64> =
-        (0..active.rows()).filter_map(|row| smallest_of(active.row(row).1)).collect();
+        (0..active.rows()).filter_map(|row| smallest_of(active.row(row), norms)).collect();
     (!rows.is_empty()).then(|| rows.iter().sum::<f64>() / rows.len() as f64)
 }
 
-/// The smallest activation of all rows.
-pub fn of_batch(active: &SparseRows) -> Option<f64> {
-    (0..active.rows()).filter_map(|row| smallest_of(active.row(row).1)).reduce(f64::min)
+/// The smallest activation of all rows; `norms` as in [`mean_of_rows`].
+pub fn of_batch(active: &SparseRows, norms: Option<&[f32]>) -> Option<f64> {
+    (0..active.rows()).filter_map(|row| smallest_of(active.row(row), norms)).reduce(f64::min)
 }
 
 #[cfg(test)]
@@ -79,10 +83,10 @@ mod tests {
     #[test]
     fn an_all_zero_row_does_not_make_the_threshold_infinite() {
         let mut threshold = Threshold::new(Running::from_step(0));
-        threshold.update(0, mean_of_rows(&from_dense(&[0.0, 0.0, 2.0, 3.0], 2)));
+        threshold.update(0, mean_of_rows(&from_dense(&[0.0, 0.0, 2.0, 3.0], 2), None));
         assert_eq!(threshold.value(), Some(2.0));
-        threshold.update(1, mean_of_rows(&from_dense(&[0.0, 0.0], 2)));
-        threshold.update(2, of_batch(&from_dense(&[0.0, 0.0], 2)));
+        threshold.update(1, mean_of_rows(&from_dense(&[0.0, 0.0], 2), None));
+        threshold.update(2, of_batch(&from_dense(&[0.0, 0.0], 2), None));
         assert_eq!(threshold.value(), Some(2.0));
     }
 

@@ -163,12 +163,12 @@ impl TopK {
         let smallest = match self.selection.among {
             Among::Row => {
                 encoder.top_k(batch.input, shift, (k, 0.0), active);
-                mean_of_rows(active)
+                mean_of_rows(active, shift.norms)
             }
             Among::Batch => {
                 active.clear();
                 encoder.batch_top_k(batch.input, shift, k * rows, active);
-                of_batch(active)
+                of_batch(active, shift.norms)
             }
         };
         self.threshold.update(batch.step, smallest);
