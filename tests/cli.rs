@@ -11,7 +11,7 @@ use pipeline_common::{
     capture::{CaptureMeta, SaveActivations},
     plan::DiscoverLayers,
     prepare::PrepareData,
-    sae::{ConvertSae, TrainSae},
+    sae::{ConvertSae, EvaluateSae, TrainSae},
     stage::config::VARIABLES,
     status::PipelineStatus,
     top::TopSentences,
@@ -19,8 +19,8 @@ use pipeline_common::{
 };
 
 use super::workload::{
-    CONVERT, Contents, DISCOVER, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload, sentences,
-    succeed,
+    CONVERT, Contents, DISCOVER, EVALUATE, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload,
+    sentences, succeed,
 };
 
 /// Variables and arguments that mean the same.
@@ -29,7 +29,7 @@ type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 /// Those that a configuration is for; the others have settings of the moment alone.
 const STAGES: [&str; 5] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER];
 
-fn commands() -> [(&'static str, clap::Command); 8] {
+fn commands() -> [(&'static str, clap::Command); 9] {
     [
         (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
@@ -39,6 +39,7 @@ fn commands() -> [(&'static str, clap::Command); 8] {
         (STATUS, PipelineStatus::command()),
         (VERIFY, VerifyShards::command()),
         (CONVERT, ConvertSae::command()),
+        (EVALUATE, EvaluateSae::command()),
     ]
 }
 

@@ -7,6 +7,7 @@ mod convert;
 mod curves;
 mod dependencies;
 mod discover;
+mod evaluate;
 mod faults;
 mod golden;
 mod hostile;

@@ -35,6 +35,7 @@ pub const DISCOVER: &str = env!("CARGO_BIN_EXE_discover_layers");
 pub const STATUS: &str = env!("CARGO_BIN_EXE_pipeline_status");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify_shards");
 pub const CONVERT: &str = env!("CARGO_BIN_EXE_convert_sae");
+pub const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate_sae");
 
 /// The job in a directory of its own.
 pub struct Workload {

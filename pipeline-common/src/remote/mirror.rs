@@ -69,6 +69,14 @@ impl Mirror {
         self.send(&files)
     }
 
+    /// Sends one of the training's files.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_file(&mut self, name: &str) -> Result<()> {
+        self.send(&[name.to_owned()])
+    }
+
     fn send(&mut self, files: &[String]) -> Result<()> {
         for name in files {
             let path = self.dir.join(name);

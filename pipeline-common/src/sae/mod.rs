@@ -13,6 +13,7 @@ pub mod curves;
 pub mod encode;
 pub mod error;
 pub mod evaluate;
+pub mod evaluation;
 pub mod formats;
 pub mod gradients;
 pub mod history;
@@ -33,6 +34,7 @@ pub mod weights;
 
 pub use convert::ConvertSae;
 pub use error::SaeError;
+pub use evaluation::EvaluateSae;
 pub use parameters::Parameters;
 pub use row_norm::RowNorm;
 pub use train::TrainSae;

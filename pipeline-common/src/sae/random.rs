@@ -19,6 +19,12 @@ pub enum Purpose {
     Comparison = 3,
     /// Rows that dead latents take their directions from.
     Resampling = 4,
+    /// Documents to evaluate on.
+    Documents = 5,
+    /// Documents of a bootstrap's resamples.
+    Bootstrap = 6,
+    /// Latents whose decoder rows are compared with all.
+    Latents = 7,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).
@@ -55,6 +61,23 @@ impl Normal {
     pub fn uniform(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }
+
+    /// A whole number below `bound`, each as likely as the others.
+    pub fn below(&mut self, bound: usize) -> usize {
+        // The product's upper half; the bias is below bound / 2⁶⁴.
+        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
+    }
+
+    /// `count` different numbers below `bound`, in random order.
+    pub fn choose(&mut self, bound: usize, count: usize) -> Vec<usize> {
+        let (mut all, count): (Vec<usize>, _) = ((0..bound).collect(), count.min(bound));
+        for place in 0..count {
+            let other = place + self.below(bound - place);
+            all.swap(place, other);
+        }
+        all.truncate(count);
+        all
+    }
 }
 
 #[cfg(test)]
@@ -74,5 +97,18 @@ mod tests {
         assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
         assert_eq!(x, draw(1));
         assert_ne!(x, draw(2));
+    }
+
+    #[test]
+    fn whole_numbers_are_equally_likely_and_chosen_ones_differ() {
+        let mut normal = Normal::new(1, Purpose::Documents);
+        let mut counts = [0; 7];
+        (0..70_000).for_each(|_| counts[normal.below(7)] += 1);
+        assert!(counts.iter().all(|n| (9_600..10_400).contains(n)), "{counts:?}");
+        let mut chosen = normal.choose(50, 50);
+        assert_ne!(chosen, (0..50).collect::<Vec<_>>());
+        chosen.sort_unstable();
+        assert_eq!(chosen, (0..50).collect::<Vec<_>>());
+        assert_eq!((normal.choose(50, 3).len(), normal.choose(2, 9).len()), (3, 2));
     }
 }

@@ -85,6 +85,7 @@ pub const VARIABLES: &[&str] = &[
     "MAX_LENGTH",
     "MODEL_ID",
     "N_LATENTS_MULTIPLIER",
+    "OUTPUT",
     "PREFIXES",
     "PRINT_CONFIG",
     "PRECISION",
@@ -95,11 +96,13 @@ pub const VARIABLES: &[&str] = &[
     "REPORT_SAMPLE",
     "RESAMPLE_EVERY",
     "REVISION",
+    "ROWS",
     "RUN_ID",
     "SAE_ARCH",
     "SAE_FORMAT",
     "SAE_FROM",
     "SAE_FROM_FORMAT",
+    "SAE_PATH",
     "SAE_RUN_ID",
     "SAE_TO",
     "SEED",
@@ -147,6 +150,7 @@ const SECTIONS: &[&str] = &[
     "pipeline_status",
     "verify_shards",
     "convert_sae",
+    "evaluate_sae",
 ];
 
 /// Variables whose value is never printed or stored.
@@ -169,6 +173,7 @@ pub(super) const OPERATIONAL: &[&str] = &[
     "log_every",
     "log_json",
     "log_level",
+    "output",
     "print_config",
     "repair",
     "run_id",
