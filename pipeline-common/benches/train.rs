@@ -45,7 +45,9 @@ fn rows(n: usize, d_in: usize) -> Vec<f32> {
 fn topk_step(c: &mut Criterion) {
     let mut group = c.benchmark_group("topk_step");
     group.sample_size(10);
-    for (d_in, d_sae, k, batch) in SHAPES {
+    let precisions = [(DType::F32, ""), (DType::BF16, "_bf16")];
+    let cases = SHAPES.into_iter().flat_map(|shape| precisions.map(|p| (shape, p)));
+    for ((d_in, d_sae, k, batch), (precision, suffix)) in cases {
         let x = rows(batch, d_in);
         let aux = Aux { coefficient: 1.0 / 32.0, k: d_in / 2, form: AuxForm::Normalised };
         let params = initialise(Shape::autoencoder(d_in, d_sae), &x, 0, Start::TIED);
@@ -53,10 +55,10 @@ fn topk_step(c: &mut Criterion) {
         let optimiser = Optimiser::adam(AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
         let objective =
             Box::new(TopK::new(Selection::of_rows(k), aux, Running::from_step(u64::MAX)));
-        let mut trainer = Trainer::new(state, objective, optimiser, true, DType::F32);
+        let mut trainer = Trainer::new(state, objective, optimiser, true, precision);
         let rates = Rates { lr: 1e-4, sparsity: 1.0 };
         group.throughput(Throughput::Elements(batch as u64));
-        group.bench_function(format!("{d_in}x{d_sae}_k{k}_batch{batch}"), |b| {
+        group.bench_function(format!("{d_in}x{d_sae}_k{k}_batch{batch}{suffix}"), |b| {
             let step = |mut x: Vec<f32>| trainer.step(&mut x, None, rates).unwrap();
             b.iter_batched(|| x.clone(), step, BatchSize::LargeInput);
         });
