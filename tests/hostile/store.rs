@@ -271,8 +271,8 @@ fn an_sae_that_this_program_cannot_compute() {
             "something else",
         ),
         ("\"k\": 4,", "", vec!["`k` is missing"], ""),
-        ("\"k\": 4", "\"k\": 0", vec!["`k` is 0"], ""),
-        ("\"k\": 4", "\"k\": 257", vec!["`k` is 257"], ""),
+        ("\"k\": 4", "\"k\": 0", vec!["`k` is `0`"], "belongs to other weights"),
+        ("\"k\": 4", "\"k\": 257", vec!["`k` is `257`"], "belongs to other weights"),
         (
             "\"normalize_activations\": \"none\"",
             "\"normalize_activations\": \"constant_norm_rescale\"",
