@@ -5,7 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::{Parameters, parameters::Shape};
+use super::{
+    Parameters,
+    parameters::{Shape, squared},
+};
 use crate::kernels::{
     sparse::gradients::RowSums,
     vector::{axpy, dot, simd, squared_norm},
@@ -137,13 +140,7 @@ impl Gradients {
         let latents: Vec<f64> = self.latents().enumerate().map(of_latent).collect();
         let Small { own: [b_enc, threshold, r_mag, b_mag], b_dec, w_skip } = self.small();
         let of_tensor = |t: &mut Vec<f32>| -> f64 {
-            let of_part = |part: &[f32]| {
-                simd(
-                    #[inline(always)]
-                    || squared_norm(part),
-                )
-            };
-            let parts: Vec<f64> = t.par_chunks(STRETCH).map(of_part).collect();
+            let parts: Vec<f64> = t.par_chunks(STRETCH).map(squared).collect();
             parts.iter().sum()
         };
         let others = [b_enc, threshold, r_mag, b_mag, b_dec, w_skip].map(of_tensor);

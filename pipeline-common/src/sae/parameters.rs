@@ -149,9 +149,14 @@ impl Parameters {
 
 /// Euclidean norm, summed in f64.
 pub fn norm(row: &[f32]) -> f32 {
+    squared(row).sqrt() as f32
+}
+
+/// Squared Euclidean norm, summed in f64.
+pub fn squared(row: &[f32]) -> f64 {
     simd(
         #[inline(always)]
-        || squared_norm(row).sqrt() as f32,
+        || squared_norm(row),
     )
 }
 

@@ -114,16 +114,6 @@ impl Sae {
         out
     }
 
-    /// Squared error of each of `rows`, `[n, d_in]`, against `target`, `[n, d_out]`.
-    pub fn squared_errors(&self, rows: &[f32], target: &[f32]) -> Vec<f64> {
-        let output = self.reconstruct(rows, &self.encode(rows));
-        let width = self.params.d_out;
-        let of_row = |(x, y): (&[f32], &[f32])| {
-            x.iter().zip(y).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
-        };
-        output.par_chunks(width).zip(target.par_chunks(width)).map(of_row).collect()
-    }
-
     /// What latents alone reconstruct, `[n, d_out]` row-major; of standardised rows where
     /// [`Self::row_norm`] is set.
     pub fn decode(&self, latents: &SparseRows) -> Vec<f32> {

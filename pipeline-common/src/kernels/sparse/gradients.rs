@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::{super::vector::simd, ByLatent};
+use super::{super::vector::simd, ByLatent, group};
 
 /// Columns of a tile: 8 vectors of 16.
 const TILE: usize = 128;
@@ -67,7 +67,7 @@ impl RowSums<'_> {
         let begin = tile * TILE;
         let end = out.len().min(begin + TILE);
         let out = &mut out[begin..end];
-        let group = self.ends.iter().take_while(|end| **end <= latent).count();
+        let group = group(self.ends, latent);
         let (groups, matrix) = (self.ends.len() + 1, self.matrix.tile(tile));
         let range = self.by_latent.range(latent);
         let entries = self.by_latent.of(latent).iter().zip(&self.factors[range]);

@@ -76,12 +76,6 @@ impl SparseRows {
         &self.value
     }
 
-    /// The activation in a slot.
-    #[inline(always)]
-    pub fn value(&self, slot: usize) -> f32 {
-        self.value[slot]
-    }
-
     /// The filled slots of a row.
     pub fn slots(&self, row: usize) -> Range<usize> {
         let begin = self.start[row];
@@ -121,14 +115,8 @@ impl SparseRows {
     }
 
     /// A number for every slot, cut into rows.
-    fn cut<'a>(&self, mut slots: &'a mut [f32]) -> Vec<&'a mut [f32]> {
-        let mut rows = Vec::with_capacity(self.rows());
-        for row in 0..self.rows() {
-            let (head, tail) = slots.split_at_mut(self.start[row + 1] - self.start[row]);
-            rows.push(head);
-            slots = tail;
-        }
-        rows
+    fn cut<'a>(&self, slots: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+        cut(slots, self.start.windows(2).map(|row| row[1] - row[0]))
     }
 
     /// Where each latent is active, by latent.
@@ -179,20 +167,31 @@ impl ByLatent {
     }
 
     /// A number for every pair, cut into latents.
-    pub fn cut<'a>(&self, mut pairs: &'a mut [f32]) -> Vec<&'a mut [f32]> {
-        let mut latents = Vec::with_capacity(self.start.len() - 1);
-        for latent in 0..self.start.len() - 1 {
-            let (head, tail) = pairs.split_at_mut(self.range(latent).len());
-            latents.push(head);
-            pairs = tail;
-        }
-        latents
+    pub fn cut<'a>(&self, pairs: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+        cut(pairs, self.start.windows(2).map(|latent| (latent[1] - latent[0]) as usize))
     }
 
     /// Whether the latent is active in any row.
     pub fn fires(&self, latent: usize) -> bool {
         self.start[latent] < self.start[latent + 1]
     }
+}
+
+/// Parts of the given lengths, one after the other.
+fn cut(mut all: &mut [f32], lengths: impl ExactSizeIterator<Item = usize>) -> Vec<&mut [f32]> {
+    let mut parts = Vec::with_capacity(lengths.len());
+    for length in lengths {
+        let (head, tail) = all.split_at_mut(length);
+        parts.push(head);
+        all = tail;
+    }
+    parts
+}
+
+/// The group of a latent, where those from each of `ends` on belong to the next one.
+#[inline(always)]
+fn group(ends: &[usize], latent: usize) -> usize {
+    ends.iter().take_while(|end| **end <= latent).count()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     super::vector::{axpy, simd, squared_norm},
-    SparseRows,
+    SparseRows, group,
 };
 
 /// Columns that are taken at a time: 8 vectors of 16. A thousand latents' parts of them stay in the
@@ -140,7 +140,7 @@ impl Row<'_> {
             axpy(1.0, &after[columns(0)], &mut before[columns(group - 1)]);
         }
         for (l, lanes) in self.index.iter().zip(lanes) {
-            let group = ends.iter().take_while(|end| **end <= *l as usize).count();
+            let group = group(ends, *l as usize);
             let (row, row_rest) = weights[columns(*l as usize)].as_chunks::<LANES>();
             let (grad, grad_rest) = out.grads[columns(group)].as_chunks::<LANES>();
             // A copy, or every lane would be stored at every step.

@@ -7,10 +7,11 @@ use super::figures::Quantiles;
 use crate::{
     kernels::{
         product::{Matrix, Write, product},
-        vector::{max, simd, squared_norm},
+        vector::{max, simd},
     },
     sae::{
         Sae,
+        parameters::squared,
         random::{Normal, Purpose},
     },
 };
@@ -165,10 +166,7 @@ fn largest_magnitude(row: &mut [f32]) -> f32 {
 }
 
 fn norm(row: &[f32]) -> f64 {
-    simd(
-        #[inline(always)]
-        || squared_norm(row).sqrt(),
-    )
+    squared(row).sqrt()
 }
 
 fn norms(matrix: &[f32], width: usize) -> Vec<f64> {

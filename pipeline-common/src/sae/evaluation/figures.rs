@@ -3,13 +3,11 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{
-    kernels::vector::{simd, squared_norm},
-    sae::{
-        evaluate::Part,
-        history::unexplained,
-        random::{Normal, Purpose},
-    },
+use crate::sae::{
+    evaluate::Part,
+    history::unexplained,
+    parameters::squared,
+    random::{Normal, Purpose},
 };
 
 /// Resamples of a bootstrap.
@@ -142,13 +140,6 @@ impl Tally {
         // 0 and not -0 for the first.
         bins.map(|(i, latents)| Bin { log10_up_to: 0.0 - BIN * i as f64, latents }).collect()
     }
-}
-
-fn squared(row: &[f32]) -> f64 {
-    simd(
-        #[inline(always)]
-        || squared_norm(row),
-    )
 }
 
 fn distance(row: &[f32], mean: &[f64]) -> f64 {

@@ -1,9 +1,12 @@
 //! A training under way: batches, steps, records, validations, checkpoints.
 
 use std::{
+    convert::Infallible,
     mem,
     time::{Duration, Instant},
 };
+
+use rayon::prelude::*;
 
 use crate::{
     kernels::columns::row_variance,
@@ -12,9 +15,10 @@ use crate::{
         Sae, SaeError,
         checkpoint::Checkpoints,
         curves::Curves,
-        evaluate::{Evaluation, evaluate},
+        evaluate::{Evaluation, evaluate, reconstruct},
         formats::adapt::fold_decoder_norm,
         history::{Record, unexplained},
+        parameters::squared,
         resample::Candidates,
         rows::Rows,
         settings::{Plan, values::Every},
@@ -185,16 +189,20 @@ impl Session<'_> {
     fn resample_if_due(&mut self) {
         let step = self.step();
         let Some(Resampling { every, threshold, seed }) = self.resampling else { return };
-        if !step.is_multiple_of(every) || self.is_over() {
+        let due = step.is_multiple_of(every) && !self.is_over();
+        if !due || self.trainer.state().firing.dead().is_empty() {
             return;
         }
         let (mut numbers, mut input, mut target) = (vec![], vec![], vec![]);
         let position = (step - 1) * self.plan.step_rows();
         self.rows.order(self.data_seed).batch(position, self.plan.batch, &mut numbers);
+        let (sae, mut losses) = (self.sae(), vec![]);
+        let Ok(()) = reconstruct(&sae, self.rows, &numbers, |part| {
+            losses.par_extend(part.difference.par_chunks(self.plan.shape.d_out).map(squared));
+            Ok::<_, Infallible>(())
+        });
         self.rows.input.gather(&numbers, &mut input);
         self.rows.output().gather(&numbers, &mut target);
-        let sae = self.sae();
-        let losses = sae.squared_errors(&input, &target);
         let b_dec = &sae.params.b_dec;
         centre(&mut target, b_dec);
         if sae.subtract_b_dec {

@@ -298,7 +298,7 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         latents.enumerate().for_each(|(latent, (pre_grads, sums))| {
             for ((_, slot), pre_grad) in by_latent.of(latent).iter().zip(pre_grads) {
                 let slot = *slot as usize;
-                let f = std::array::from_fn(|c| rows[c].value(slot));
+                let f = std::array::from_fn(|c| rows[c].values()[slot]);
                 let g = std::array::from_fn(|c| entry_grads[c][slot]);
                 *pre_grad =
                     sums.add(activation, params, Entry { latent, a: a[slot], f, g }, per_row);
