@@ -58,7 +58,7 @@ fn activation(dir: &Path, hook: Hook) -> Result<Vec<Vec<f32>>, ModelError> {
     let batch = Packed::new([vec![5u32, 6, 7, 8], vec![9, 10]]);
     model.forward(&batch, &[hook], &mut |_, t: Tensor| {
         rows = t.to_vec2()?;
-        Ok(())
+        Ok(None)
     })?;
     Ok(rows)
 }

@@ -77,12 +77,12 @@ fn load(dir: &Path, hooks: &[Hook]) -> Box<dyn HookedModel> {
 /// The rows of every hook, by index.
 fn run(model: &dyn HookedModel, sentences: &[Vec<u32>], hooks: &[Hook]) -> Vec<Vec<Vec<f32>>> {
     let mut found = vec![Vec::new(); hooks.len()];
-    let mut emit = |index: usize, tensor: Tensor| {
+    let mut visit = |index: usize, tensor: Tensor| {
         assert!(found[index].is_empty(), "a hook came twice");
         found[index] = tensor.to_vec2::<f32>()?;
-        Ok(())
+        Ok(None)
     };
-    model.forward(&Packed::new(sentences), hooks, &mut emit).unwrap();
+    model.forward(&Packed::new(sentences), hooks, &mut visit).unwrap();
     found
 }
 
@@ -212,6 +212,95 @@ fn products_in_bf16_stay_within_two_percent_of_the_reference() {
     });
 }
 
+/// x / 2 + 0.3 sin(column + 1), as scripts/interventions.py changes tensors.
+fn changed(x: &Tensor) -> candle_core::Result<Tensor> {
+    let added: Vec<f32> = (0..x.dim(1)?).map(|c| 0.3 * (c as f32 + 1.0).sin()).collect();
+    (x / 2.0)?.broadcast_add(&Tensor::new(added, x.device())?)
+}
+
+/// The rows a model ends with when `change` is what becomes of each of `hooks`.
+fn end_with(
+    model: &dyn HookedModel,
+    ids: &[u32],
+    hooks: &[Hook],
+    mut change: impl FnMut(&Tensor) -> candle_core::Result<Option<Tensor>>,
+) -> Vec<Vec<f32>> {
+    let info = model.info();
+    let last = Hook { layer: Some(info.n_layers - 1), point: Point::ResidPost };
+    let logits = Hook { layer: None, point: Point::Logits };
+    let end = if info.site(Point::Logits).is_some() { logits } else { last };
+    // Behind the others, so that it sees what they leave of the same tensor.
+    let all: Vec<Hook> = hooks.iter().copied().chain([end]).collect();
+    let mut found = vec![];
+    let mut visit = |index: usize, tensor: Tensor| {
+        if index < hooks.len() {
+            return change(&tensor);
+        }
+        found = tensor.to_vec2::<f32>()?;
+        Ok(None)
+    };
+    model.forward(&Packed::new([ids]), &all, &mut visit).unwrap();
+    found
+}
+
+/// The ids, the plain ending, and each name's.
+fn interventions(model: &str) -> (Vec<u32>, Vec<Vec<f32>>, BTreeMap<String, Vec<Vec<f32>>>) {
+    let path = golden(model).join("interventions.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let ids = tensors.remove("input_ids").unwrap().to_vec2::<i64>().unwrap().concat();
+    let mut rows: BTreeMap<String, Vec<Vec<f32>>> =
+        tensors.into_iter().map(|(name, t)| (name, t.to_vec2().unwrap())).collect();
+    let plain = rows.remove("none").unwrap();
+    (ids.into_iter().map(|i| i as u32).collect(), plain, rows)
+}
+
+#[test]
+fn what_replaces_a_hook_reaches_the_end_as_in_the_reference() {
+    for name in MODELS {
+        let dir = golden(name).join("model");
+        let info = ModelInfo::from_dir(&dir).unwrap();
+        let model = load(&dir, &Hook::all(&info));
+        let (ids, plain, endings) = interventions(name);
+        let tail = |rows: &[Vec<f32>]| rows[rows.len() - plain.len()..].to_vec();
+        assert_close(name, &tail(&end_with(&*model, &ids, &[], |_| Ok(None))), &plain);
+        let mut left: Vec<Hook> = Hook::all(&info);
+        left.retain(|hook| hook.point != Point::Pooler);
+        for (path, expected) in endings {
+            let hook = Hook::parse(&path, &info).unwrap();
+            left.retain(|other| *other != hook);
+            let got = end_with(&*model, &ids, &[hook], |x| changed(x).map(Some));
+            assert_close(&format!("{name} {path}"), &tail(&got), &expected);
+        }
+        assert!(left.is_empty(), "{name} has no reference for {left:?}");
+    }
+}
+
+#[test]
+fn what_is_handed_back_unchanged_leaves_every_bit() {
+    for_each_case(|name, info, case| {
+        let hooks = Hook::all(info);
+        let model = load(&golden(name).join("model"), &hooks);
+        let ids = &case.sentences[0];
+        let plain = end_with(&*model, ids, &[], |_| Ok(None));
+        assert_eq!(end_with(&*model, ids, &hooks, |x| Ok(Some(x.clone()))), plain, "{name}: all");
+        for hook in hooks {
+            let same = end_with(&*model, ids, &[hook], |x| Ok(Some((x + 0.0)?)));
+            assert!(same == plain, "{name} {}", hook.module_path(info));
+        }
+    });
+}
+
+#[test]
+fn a_replacement_of_another_shape_is_an_error() {
+    let dir = golden("qwen2").join("model");
+    let info = ModelInfo::from_dir(&dir).unwrap();
+    let hook = Hook::alias("resid_post", 0, &info).unwrap();
+    let model = load(&dir, &[hook]);
+    let narrow = |_, x: Tensor| Ok(Some(x.narrow(1, 0, 3)?));
+    let error = model.forward(&Packed::new([[1u32, 2]]), &[hook], &mut { narrow }).unwrap_err();
+    assert!(error.to_string().contains("in place of a hook's"), "{error}");
+}
+
 #[test]
 fn the_pooler_reads_the_first_row_of_each_sentence() {
     for file in ["batch.safetensors", "long.safetensors"] {
@@ -318,9 +407,9 @@ fn a_sentence_longer_than_the_positions_is_refused() {
     let hook = Hook { layer: Some(0), point: Point::ResidPre };
     let model = load(&dir, &[hook]);
     let batch = |n: usize| Packed::new([vec![5u32; n]]);
-    model.forward(&batch(96), &[hook], &mut |_, _| Ok(())).unwrap();
-    assert!(model.forward(&batch(97), &[hook], &mut |_, _| Ok(())).is_err());
-    assert!(model.forward(&Packed::new([[600u32]]), &[hook], &mut |_, _| Ok(())).is_err());
+    model.forward(&batch(96), &[hook], &mut |_, _| Ok(None)).unwrap();
+    assert!(model.forward(&batch(97), &[hook], &mut |_, _| Ok(None)).is_err());
+    assert!(model.forward(&Packed::new([[600u32]]), &[hook], &mut |_, _| Ok(None)).is_err());
     let deep = Hook { layer: Some(info.n_layers - 1), point: Point::ResidPost };
-    assert!(model.forward(&batch(4), &[deep], &mut |_, _| Ok(())).is_err());
+    assert!(model.forward(&batch(4), &[deep], &mut |_, _| Ok(None)).is_err());
 }

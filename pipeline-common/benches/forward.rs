@@ -78,7 +78,7 @@ fn forward(c: &mut Criterion) {
         for dtype in [DType::F32, DType::BF16] {
             let model = model::load(dir.path(), &[hook], &Device::Cpu, dtype).unwrap();
             group.bench_function(format!("{}/{}", shape.name, dtype.as_str()), |b| {
-                b.iter(|| model.forward(&batch, &[hook], &mut |_, _| Ok(())).unwrap());
+                b.iter(|| model.forward(&batch, &[hook], &mut |_, _| Ok(None)).unwrap());
             });
         }
     }

@@ -215,7 +215,7 @@ pub fn compute(
     if packed.rows() > 0 {
         model.forward(&packed, hooks, &mut |hook, tensor| {
             rows[hook] = kept_rows(&tensor, &keep)?;
-            Ok(())
+            Ok(None)
         })?;
     }
     source.rows.drop_large(&mut keep, &mut rows, &mut dropped);

@@ -121,7 +121,7 @@ fn run(model: &dyn HookedModel, lines: &mut [Line], loss: &mut Loss, ids: &[u32]
         if hooks[hook].point == Point::Logits {
             loss.add(&values, ids);
         }
-        Ok(())
+        Ok(None)
     })?;
     Ok(())
 }
@@ -192,7 +192,7 @@ fn continuation(model: &dyn HookedModel, job: &Job, sentence: &Encoding) -> Resu
         model.forward(&Packed::new([&ids]), &[logits], &mut |_, tensor| {
             let scores = tensor.get(tensor.dim(0)? - 1)?;
             next = scores.argmax(0)?.to_scalar()?;
-            Ok(())
+            Ok(None)
         })?;
         ids.push(next);
     }

@@ -260,14 +260,11 @@ impl Block {
 
     fn forward(&self, x: &Tensor, starts: &[usize], tape: &mut Tape) -> Result<Tensor, Halt> {
         let sum = self.attn.add_onto(x, x, starts, None, tape)?;
-        tape.at(Point::ResidMid, &sum)?;
-        let x = self.attn_norm.forward(&sum)?;
-        tape.at(Point::MlpIn, &x)?;
+        let sum = tape.at(Point::ResidMid, sum)?;
+        let x = tape.at(Point::MlpIn, self.attn_norm.forward(&sum)?)?;
         let sum = self.mlp.add_onto(&x, &x, tape)?;
-        tape.at(Point::ResidSum, &sum)?;
-        let x = self.mlp_norm.forward(&sum)?;
-        tape.at(Point::ResidPost, &x)?;
-        Ok(x)
+        let sum = tape.at(Point::ResidSum, sum)?;
+        tape.at(Point::ResidPost, self.mlp_norm.forward(&sum)?)
     }
 }
 
@@ -316,27 +313,25 @@ impl Bert {
     pub fn forward(&self, batch: &Packed, tape: &mut Tape) -> Result<(), Halt> {
         let device = self.words.device();
         let words = self.words.index_select(&Tensor::new(batch.ids.as_slice(), device)?, 0)?;
-        tape.at(Point::WordEmbed, &words)?;
+        let words = tape.at(Point::WordEmbed, words)?;
         let types = self
             .types
             .index_select(&Tensor::zeros(batch.rows(), candle_core::DType::U32, device)?, 0)?;
-        tape.at(Point::TokenTypeEmbed, &types)?;
+        let types = tape.at(Point::TokenTypeEmbed, types)?;
         let positions = self.positions.index_select(&Tensor::new(batch.positions(), device)?, 0)?;
-        tape.at(Point::PositionEmbed, &positions)?;
-        let sum = ((words + types)? + positions)?;
-        tape.at(Point::EmbedSum, &sum)?;
-        let mut x = self.norm.forward(&sum)?;
-        tape.at(Point::Embed, &x)?;
+        let positions = tape.at(Point::PositionEmbed, positions)?;
+        let sum = tape.at(Point::EmbedSum, ((words + types)? + positions)?)?;
+        let mut x = tape.at(Point::Embed, self.norm.forward(&sum)?)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             tape.enter(Some(layer));
-            tape.at(Point::ResidPre, &x)?;
+            x = tape.at(Point::ResidPre, x)?;
             x = block.forward(&x, &batch.starts, tape)?;
         }
         tape.enter(Some(self.blocks.len()));
-        tape.at(Point::ResidPre, &x)?;
+        x = tape.at(Point::ResidPre, x)?;
         tape.enter(None);
         if let Some(pooler) = &self.pooler {
-            tape.at(Point::Pooler, &pooler.forward(&x)?.tanh()?)?;
+            tape.at(Point::Pooler, pooler.forward(&x)?.tanh()?)?;
         }
         Ok(())
     }

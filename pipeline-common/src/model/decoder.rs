@@ -278,15 +278,12 @@ impl Block {
         angles: &Angles,
         tape: &mut Tape,
     ) -> Result<Tensor, Halt> {
-        let normed = self.attn_norm.forward(x)?;
-        tape.at(Point::AttnIn, &normed)?;
+        let normed = tape.at(Point::AttnIn, self.attn_norm.forward(x)?)?;
         let x = self.attn.add_onto(x, &normed, starts, Some(angles), tape)?;
-        tape.at(Point::ResidMid, &x)?;
-        let normed = self.mlp_norm.forward(&x)?;
-        tape.at(Point::MlpIn, &normed)?;
+        let x = tape.at(Point::ResidMid, x)?;
+        let normed = tape.at(Point::MlpIn, self.mlp_norm.forward(&x)?)?;
         let x = self.mlp.add_onto(&x, &normed, tape)?;
-        tape.at(Point::ResidPost, &x)?;
-        Ok(x)
+        tape.at(Point::ResidPost, x)
     }
 }
 
@@ -335,22 +332,20 @@ impl Decoder {
         let device = self.embed.device();
         let ids = Tensor::new(batch.ids.as_slice(), device)?;
         let angles = self.rope.angles(&batch.positions(), device)?;
-        let mut x = self.embed.index_select(&ids, 0)?;
-        tape.at(Point::Embed, &x)?;
+        let mut x = tape.at(Point::Embed, self.embed.index_select(&ids, 0)?)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             tape.enter(Some(layer));
-            tape.at(Point::ResidPre, &x)?;
+            x = tape.at(Point::ResidPre, x)?;
             x = block.forward(&x, &batch.starts, &angles, tape)?;
         }
         tape.enter(Some(self.blocks.len()));
-        tape.at(Point::ResidPre, &x)?;
+        x = tape.at(Point::ResidPre, x)?;
         tape.enter(None);
         if let Some(norm) = &self.norm {
-            x = norm.forward(&x)?;
-            tape.at(Point::FinalNorm, &x)?;
+            x = tape.at(Point::FinalNorm, norm.forward(&x)?)?;
         }
         if let Some(head) = &self.head {
-            tape.at(Point::Logits, &head.forward(&x)?)?;
+            tape.at(Point::Logits, head.forward(&x)?)?;
         }
         Ok(())
     }

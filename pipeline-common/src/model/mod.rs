@@ -34,7 +34,7 @@ pub use info::{FAMILIES, ModelInfo};
 pub use packed::Packed;
 pub use record::ModelRecord;
 pub use site::{Point, Site, Width};
-pub use tape::Emit;
+pub use tape::Visit;
 pub use weights::{Headers, headers};
 
 use info::Family;
@@ -48,17 +48,18 @@ pub trait HookedModel: Send {
 
     /// Runs a batch until the deepest of `hooks` and hands out each one's tensor.
     ///
-    /// `emit` is given the index into `hooks` and the tensor [rows, width] in f32, in the order of
-    /// computation. Results are a function of the batch alone: the same batch gives the same bits.
+    /// `visit` is given the index into `hooks` and the tensor [rows, width] in f32, in the order of
+    /// computation, and may return another to go on with. Results are a function of the batch and of
+    /// what was returned: the same batch gives the same bits, whichever hooks are asked for.
     ///
     /// # Errors
     /// A batch that does not suit the model, a hook deeper than what was loaded, what the device
-    /// reports, and what `emit` returns.
+    /// reports, and what `visit` returns.
     fn forward(
         &self,
         batch: &Packed,
         hooks: &[Hook],
-        emit: &mut Emit<'_>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), ModelError>;
 }
 
@@ -127,18 +128,18 @@ impl HookedModel for Loaded {
         &self,
         batch: &Packed,
         hooks: &[Hook],
-        emit: &mut Emit<'_>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), ModelError> {
         batch.validate(self.info.vocab_size, self.info.context_length)?;
         if batch.rows() == 0 || hooks.is_empty() {
             return Ok(());
         }
         let mut seen = vec![false; hooks.len()];
-        let mut emit = |index: usize, tensor| {
+        let mut visit = |index: usize, tensor| {
             seen[index] = true;
-            emit(index, tensor)
+            visit(index, tensor)
         };
-        let mut tape = Tape::new(hooks, &mut emit);
+        let mut tape = Tape::new(hooks, &mut visit);
         let end = match &self.network {
             Network::Decoder(network) => network.forward(batch, &mut tape),
             Network::Bert(network) => network.forward(batch, &mut tape),

@@ -411,6 +411,14 @@ pub fn gate(x: &Tensor, pair: &Panels, act: Activation, n: usize) -> Result<Tens
     halves(x, pair, n, |gate, _| act.apply_to(gate))
 }
 
+/// The second of a pair alone, `x Uᵀ`; as [`gated`].
+///
+/// # Errors
+/// As [`gated`].
+pub fn up(x: &Tensor, pair: &Panels, n: usize) -> Result<Tensor> {
+    halves(x, pair, n, |gate, up| gate.copy_from_slice(up))
+}
+
 /// [rows, n] from both halves of each panel; `join` leaves its result in the first.
 fn halves(
     x: &Tensor,

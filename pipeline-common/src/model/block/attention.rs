@@ -39,7 +39,7 @@ impl Attention {
             (q, k) = (angles.rotate(&q)?, angles.rotate(&k)?);
         }
         let mixed = attention(&q, &k, &self.v.forward(x)?, starts, self.heads)?;
-        tape.at(Point::Z, &mixed)?;
+        let mixed = tape.at(Point::Z, mixed)?;
         self.o.add_onto(residual, &mixed, (Point::AttnOut, tape))
     }
 }

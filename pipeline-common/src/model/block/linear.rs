@@ -75,8 +75,7 @@ impl Linear {
         if !tape.wants(point) {
             return Ok(self.add_to(Some(residual), x)?);
         }
-        let y = self.forward(x)?;
-        tape.at(point, &y)?;
+        let y = tape.at(point, self.forward(x)?)?;
         Ok((residual + y)?)
     }
 }

@@ -64,21 +64,30 @@ impl GatedMlp {
         x: &Tensor,
         tape: &mut Tape,
     ) -> std::result::Result<Tensor, Halt> {
-        if tape.wants(Point::MlpGate) {
-            tape.at(Point::MlpGate, &self.gate(x)?)?;
-        }
-        let inner = match &self.inner {
-            Inner::Pair { pair, width } => panels::gated(x, pair, self.act, *width)?,
-            Inner::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?)?,
+        let inner = if tape.wants(Point::MlpGate) {
+            let (gate, up) = self.apart(x)?;
+            (tape.at(Point::MlpGate, gate)? * up)?
+        } else {
+            self.joined(x)?
         };
-        tape.at(Point::MlpAct, &inner)?;
+        let inner = tape.at(Point::MlpAct, inner)?;
         self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
     }
 
-    fn gate(&self, x: &Tensor) -> Result<Tensor> {
+    fn joined(&self, x: &Tensor) -> Result<Tensor> {
         match &self.inner {
-            Inner::Pair { pair, width } => panels::gate(x, pair, self.act, *width),
-            Inner::Each { gate, .. } => self.act.apply(&gate.forward(x)?),
+            Inner::Pair { pair, width } => panels::gated(x, pair, self.act, *width),
+            Inner::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?),
+        }
+    }
+
+    /// Both factors of [`Self::joined`].
+    fn apart(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.inner {
+            Inner::Pair { pair, width } => {
+                Ok((panels::gate(x, pair, self.act, *width)?, panels::up(x, pair, *width)?))
+            }
+            Inner::Each { gate, up } => Ok((self.act.apply(&gate.forward(x)?)?, up.forward(x)?)),
         }
     }
 }
@@ -98,8 +107,7 @@ impl Mlp {
         x: &Tensor,
         tape: &mut Tape,
     ) -> std::result::Result<Tensor, Halt> {
-        let inner = self.act.apply(&self.up.forward(x)?)?;
-        tape.at(Point::MlpAct, &inner)?;
+        let inner = tape.at(Point::MlpAct, self.act.apply(&self.up.forward(x)?)?)?;
         self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
     }
 }
