@@ -1,8 +1,9 @@
 //! evaluate_sae through its command line: a training of this project, and the same in other formats.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use serde_json::Value;
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
 
 use super::workload::{CONVERT, EVALUATE, SAVE, TRAIN, Workload, succeed};
 
@@ -83,4 +84,77 @@ fn a_transcoder_is_evaluated_on_its_target() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("is a transcoder") && said.contains("set TARGET_HOOK"), "{said}");
     succeed(foreign.env("TARGET_HOOK", "mlp_out"));
+}
+
+/// A ReLU SAE whose latents are the coordinates and their opposites; `gain` 1 gives every row back.
+fn coordinates(path: &Path, width: usize, gain: f32) {
+    fs_err::create_dir_all(path).unwrap();
+    let sign = |latent: usize| if latent < width { 1.0_f32 } else { -1.0 };
+    let place = |i: usize, latent: usize| f32::from(latent % width == i) * sign(latent);
+    let latents = 2 * width;
+    let w_enc: Vec<f32> = (0..width).flat_map(|i| (0..latents).map(move |l| place(i, l))).collect();
+    let w_dec: Vec<f32> =
+        (0..latents).flat_map(|l| (0..width).map(move |i| gain * place(i, l))).collect();
+    let tensor = |values: Vec<f32>, shape: (usize, usize)| {
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let zeros = |n: usize| Tensor::new(vec![0.0_f32; n], &Device::Cpu).unwrap();
+    let tensors = BTreeMap::from([
+        ("W_enc", tensor(w_enc, (width, latents))),
+        ("W_dec", tensor(w_dec, (latents, width))),
+        ("b_enc", zeros(latents)),
+        ("b_dec", zeros(width)),
+    ]);
+    safetensors::serialize_to_file(&tensors, None, &path.join("sae_weights.safetensors")).unwrap();
+    let cfg = json!({"architecture": "standard", "d_in": width, "d_sae": latents,
+        "dtype": "float32", "apply_b_dec_to_input": false, "normalize_activations": "none"});
+    fs_err::write(path.join("cfg.json"), cfg.to_string()).unwrap();
+}
+
+#[test]
+fn in_the_model_a_perfect_sae_changes_nothing_and_an_empty_one_is_zero_ablation() {
+    let work = Workload::new(40);
+    work.succeed(SAVE, &[("DROP_FIRST", "2")]);
+    let output = work.path("evaluation.json");
+    let evaluate = |sae: &Path| {
+        let mut stage = work.stage(EVALUATE);
+        stage.env_remove("SAE_RUN_ID").env_remove("TOP_K").env("SAE_PATH", sae);
+        stage.env("OUTPUT", &output).env("VALIDATION", "0.3").env("WITH_MODEL", "1");
+        stage
+    };
+    let (perfect, empty) = (work.path("perfect"), work.path("empty"));
+    coordinates(&perfect, 64, 1.0);
+    coordinates(&empty, 64, 0.0);
+    let (table, _) = succeed(&mut evaluate(&perfect));
+    assert!(table.contains("CE recovered, of mean"), "{table}");
+    let found = json(&output)["predictions"].take();
+    let value = |name: &str| number(&found[name]["value"]);
+    assert_eq!(value("spliced"), value("cross_entropy"));
+    assert_eq!(value("recovered_from_zero"), 1.0);
+    assert_eq!(value("divergence"), 0.0);
+    assert_eq!(found["sentences_left_out"], 0);
+    assert!(value("zero_ablation") != value("cross_entropy"));
+    assert!(value("mean_ablation") != value("zero_ablation"));
+    let of = |name: &str, i: usize| number(&found[name]["interval"][i]);
+    let unchanged = value("cross_entropy");
+    assert!(of("cross_entropy", 0) < unchanged && unchanged < of("cross_entropy", 1));
+    // Every token that is not the sentence's last and has a row predicts the next.
+    let counted = number(&json(&output)["figures"]["rows"]) as u64;
+    let predicted = number(&found["tokens"]) as u64;
+    assert_eq!(counted - predicted, 12);
+
+    succeed(&mut evaluate(&empty));
+    let empty = json(&output)["predictions"].take();
+    assert_eq!(empty["spliced"]["value"], empty["zero_ablation"]["value"]);
+    assert_eq!(number(&empty["recovered_from_zero"]["value"]), 0.0);
+    assert!(number(&empty["divergence"]["value"]) > 0.0);
+
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen2/model");
+    let refused = evaluate(&perfect).env("MODEL_ID", &other).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(65), "{said}");
+    assert!(
+        said.contains("is not that of") && said.contains("set MODEL_ID and REVISION"),
+        "{said}"
+    );
 }

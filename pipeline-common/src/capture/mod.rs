@@ -15,6 +15,7 @@ mod stage;
 mod verify_model;
 pub(crate) mod worker;
 
+pub use args::Precision;
 pub use meta::CaptureMeta;
 pub(crate) use run::run_lock;
 pub use stage::SaveActivations;

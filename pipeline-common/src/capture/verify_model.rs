@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::stage::{Job, SaveActivations};
 use crate::{
-    model::{Hook, HookedModel, ModelInfo, Packed, Point},
+    model::{Hook, HookedModel, ModelInfo, Packed, Point, scores::cross_entropy},
     shard::Stats,
     stage::{Failure, Result},
     text::tokenizer::Encoding,
@@ -57,9 +57,7 @@ impl Loss {
     fn add(&mut self, logits: &[f32], ids: &[u32]) {
         let width = logits.len() / ids.len();
         for (scores, next) in logits.chunks_exact(width).zip(&ids[1..]) {
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = scores.iter().map(|s| f64::from(s - max).exp()).sum();
-            self.nats += f64::from(max) + sum.ln() - f64::from(scores[*next as usize]);
+            self.nats += cross_entropy(scores, *next);
             self.tokens += 1;
         }
     }

@@ -16,6 +16,7 @@ mod llama;
 mod packed;
 mod qwen2;
 mod record;
+pub mod scores;
 mod site;
 mod tape;
 mod weights;

@@ -1,17 +1,12 @@
 //! Sums over rows, document by document, and the figures that follow from them.
 
+use std::ops::AddAssign;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::sae::{
-    evaluate::Part,
-    history::unexplained,
-    parameters::squared,
-    random::{Normal, Purpose},
-};
-
-/// Resamples of a bootstrap.
-const RESAMPLES: usize = 1000;
+use super::bootstrap;
+use crate::sae::{evaluate::Part, history::unexplained, parameters::squared};
 
 /// Decimal digits of a firing frequency in one bin of the histogram.
 const BIN: f64 = 0.5;
@@ -29,14 +24,16 @@ pub struct Sums {
     pub active: u64,
 }
 
-impl Sums {
-    fn add(&mut self, other: &Self) {
+impl AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
         self.rows += other.rows;
         self.error += other.error;
         self.distance += other.distance;
         self.active += other.active;
     }
+}
 
+impl Sums {
     fn mse(&self) -> f64 {
         self.error / self.rows.max(1) as f64
     }
@@ -92,7 +89,7 @@ impl Tally {
             self.by_active[value.len()] += 1;
             let document = document_of[part.first + row] as usize;
             let active = value.len() as u64;
-            self.documents[document].add(&Sums { rows: 1, error, distance, active });
+            self.documents[document] += Sums { rows: 1, error, distance, active };
         }
         part.count_fired(&mut self.fired);
     }
@@ -100,7 +97,7 @@ impl Tally {
     /// The figures; `seed` decides the bootstrap.
     pub fn figures(&self, seed: u64) -> Figures {
         let mut all = Sums::default();
-        self.documents.iter().for_each(|document| all.add(document));
+        self.documents.iter().for_each(|document| all += *document);
         let intervals = intervals(&self.documents, seed);
         let dead = self.fired.iter().filter(|n| **n == 0).count();
         Figures {
@@ -108,10 +105,10 @@ impl Tally {
             documents: self.documents.len(),
             mse: all.mse(),
             fvu: all.fvu(),
-            fvu_interval: intervals.map(|i| i.fvu),
+            fvu_interval: intervals.map(|[fvu, _]| fvu),
             explained_variance: 1.0 - all.fvu(),
             l0: all.l0(),
-            l0_interval: intervals.map(|i| i.l0),
+            l0_interval: intervals.map(|[_, l0]| l0),
             l0_quantiles: self.l0_quantiles(all.rows),
             l1: self.l1 / all.rows.max(1) as f64,
             dead,
@@ -217,40 +214,13 @@ impl Quantiles {
 }
 
 /// The rank, from 0, of the smallest of `n` numbers that `share` of them do not exceed.
-fn rank(n: u64, share: f64) -> u64 {
+pub(super) fn rank(n: u64, share: f64) -> u64 {
     ((share * n as f64).ceil() as u64).clamp(1, n.max(1)) - 1
 }
 
-/// 95 % intervals of [`Figures`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Intervals {
-    fvu: [f64; 2],
-    l0: [f64; 2],
-}
-
-/// Percentiles of the figures of documents drawn anew, with repetition, as many as there are
-/// (Efron 1979): rows of a document are alike, so that rows drawn alone would promise too much.
-fn intervals(documents: &[Sums], seed: u64) -> Option<Intervals> {
-    if documents.len() < 2 {
-        return None;
-    }
-    let mut normal = Normal::new(seed, Purpose::Bootstrap);
-    let (mut fvu, mut l0) = (vec![], vec![]);
-    for _ in 0..RESAMPLES {
-        let mut sums = Sums::default();
-        for _ in documents {
-            sums.add(&documents[normal.below(documents.len())]);
-        }
-        fvu.push(sums.fvu());
-        l0.push(sums.l0());
-    }
-    Some(Intervals { fvu: middle(fvu), l0: middle(l0) })
-}
-
-/// Between what 95 % of the numbers lie.
-fn middle(mut numbers: Vec<f64>) -> [f64; 2] {
-    numbers.sort_unstable_by(f64::total_cmp);
-    [0.025, 0.975].map(|share| numbers[rank(numbers.len() as u64, share) as usize])
+/// 95 % intervals of [`Figures`]: FVU and L0.
+fn intervals(documents: &[Sums], seed: u64) -> Option<[[f64; 2]; 2]> {
+    bootstrap::intervals(documents, seed, |sums| [sums.fvu(), sums.l0()])
 }
 
 #[cfg(test)]
@@ -282,12 +252,12 @@ mod tests {
         for n in [20, 200, 2000] {
             let documents = documents(n);
             let mut all = Sums::default();
-            documents.iter().for_each(|d| all.add(d));
+            documents.iter().for_each(|d| all += *d);
             let found = intervals(&documents, 3).unwrap();
-            for (interval, estimate) in [(found.fvu, all.fvu()), (found.l0, all.l0())] {
+            for (interval, estimate) in found.iter().zip([all.fvu(), all.l0()]) {
                 assert!(interval[0] <= estimate && estimate <= interval[1], "{interval:?}");
             }
-            widths.push([found.fvu, found.l0].map(|[low, high]| high - low));
+            widths.push(found.map(|[low, high]| high - low));
             assert_eq!(intervals(&documents, 3), Some(found));
             assert_ne!(intervals(&documents, 4), Some(found));
         }

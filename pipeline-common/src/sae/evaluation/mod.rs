@@ -1,13 +1,16 @@
 //! evaluate_sae: what an SAE is worth on documents it was not trained on.
 //!
 //! `input` opens SAE and documents, `figures` counts rows document by document, `decoder` compares
-//! directions, `report` is what people read. Each figure's definition is at its field, in
-//! [`figures::Figures`] and [`decoder::Directions`].
+//! directions, `splice` runs the model with the SAE in it, `bootstrap` gives intervals, `report` is
+//! what people read. Each figure's definition is at its field, in [`figures::Figures`],
+//! [`decoder::Directions`] and [`splice::Predictions`].
 
+mod bootstrap;
 pub mod decoder;
 pub mod figures;
 mod input;
 mod report;
+mod splice;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +23,7 @@ use self::{
     figures::{Figures, Tally},
     input::{Input, Training},
     report::{Report, Subject},
+    splice::{Predictions, Splice, SpliceArgs},
 };
 use super::{evaluate::reconstruct, formats::Format, settings::values::fraction};
 use crate::{
@@ -45,9 +49,10 @@ Examples:
   SAE_PATH=layer_20/width_16k/average_l0_71 RUN_ID=my-capture HOOK=resid_post evaluate_sae
   SAE_PATH=saint.pt TOP_K=64 OUTPUT=saint.json evaluate_sae
   ROWS=100000 evaluate_sae                           on about so many rows
+  WITH_MODEL=1 ROWS=100000 evaluate_sae              cross-entropy with the SAE spliced in, too
   evaluate_sae --check                               what it would cost";
 
-/// Evaluates an SAE on held-out documents: error, sparsity, dead latents, directions.
+/// Evaluates an SAE on held-out documents: error, sparsity, dead latents, directions, cross-entropy.
 ///
 /// Reads the newest complete training (or SAE_RUN_ID), or an SAE of any project that convert_sae
 /// reads (SAE_PATH), and rows of a capture; prints tables and writes evaluation.json. Intervals are
@@ -59,6 +64,8 @@ pub struct EvaluateSae {
     common: CommonArgs,
     #[command(flatten)]
     evaluate: EvaluateArgs,
+    #[command(flatten)]
+    splice: SpliceArgs,
     #[command(flatten)]
     reader: ReaderArgs,
 }
@@ -131,7 +138,9 @@ impl Stage for EvaluateSae {
 
     fn run(&self, context: &Context) -> Result<()> {
         let input = self.open(context)?;
-        let figures = self.figures(context, &input)?;
+        let mean = mean(context, &input)?;
+        let predictions = self.predictions(context, &input, &mean)?;
+        let figures = self.figures(context, &input, mean)?;
         let latents = self.latents(&input);
         let progress = context.progress("comparing", latents.len() as u64, "latents");
         let (mut progress, row) = (progress.of_bytes(), input.sae.params.d_out * size_of::<f32>());
@@ -140,7 +149,8 @@ impl Stage for EvaluateSae {
             context.leave_if_asked("nothing is written before the end")
         })?;
         progress.finish("");
-        let report = Report::new(&input, figures, directions, context.config.scientific());
+        let report =
+            Report::new(&input, figures, directions, predictions, context.config.scientific());
         context.print(&report.table());
         self.write(&input, &report)
     }
@@ -156,10 +166,23 @@ impl EvaluateSae {
         latents_to_compare(input.sae.params.d_sae, self.evaluate.seed)
     }
 
-    /// Two passes over the rows: their mean, then all else.
-    fn figures(&self, context: &Context, input: &Input) -> Result<Figures> {
+    /// What the model predicts with the SAE in it, if that was asked for.
+    fn predictions(
+        &self,
+        context: &Context,
+        input: &Input,
+        mean: &[f64],
+    ) -> Result<Option<Predictions>> {
+        if !self.splice.with_model {
+            return Ok(None);
+        }
+        let splice = Splice::load(context, &self.common.device, &self.splice, input)?;
+        splice.run(context, input, mean, self.evaluate.seed).map(Some)
+    }
+
+    /// Sums over the rows, whose mean is known.
+    fn figures(&self, context: &Context, input: &Input, mean: Vec<f64>) -> Result<Figures> {
         let chosen = &input.chosen;
-        let mean = mean(context, input)?;
         let mut tally = Tally::new(mean, chosen.documents, input.sae.params.d_sae);
         let mut progress = context.progress("evaluating", chosen.rows.len() as u64, "rows");
         reconstruct(&input.sae, &input.rows, &chosen.rows, |part| {

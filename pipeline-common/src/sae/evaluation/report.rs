@@ -8,6 +8,7 @@ use super::{
     decoder::{Directions, Spread},
     figures::{Figures, Quantiles},
     input::Input,
+    splice::Predictions,
 };
 use crate::stage::{ResolvedConfig, progress::thousands};
 
@@ -25,6 +26,9 @@ pub struct Report {
     pub figures: Figures,
     /// Figures of the weights alone.
     pub directions: Directions,
+    /// Figures of the model with the SAE in it, with WITH_MODEL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predictions: Option<Predictions>,
     /// What to know besides, a sentence each.
     pub notes: Vec<String>,
     /// The settings that decide all this.
@@ -66,7 +70,7 @@ impl Subject {
             d_in: p.d_in,
             d_out: p.d_out,
             d_sae: p.d_sae,
-            capture: input.capture.clone(),
+            capture: input.capture.run_id.clone(),
             hook: input.hook.clone(),
             target_hook: input.target_hook.clone(),
         }
@@ -101,6 +105,7 @@ impl Report {
         input: &Input,
         figures: Figures,
         directions: Directions,
+        predictions: Option<Predictions>,
         config: ResolvedConfig,
     ) -> Self {
         let mut notes = input.notes.clone();
@@ -112,8 +117,15 @@ impl Report {
                 thousands(all as u64)
             ));
         }
+        let left_out = predictions.as_ref().map_or(0, |p| p.sentences_left_out);
+        if left_out > 0 {
+            notes.push(format!(
+                "{} sentences are not run through the model: their text gives other tokens than were captured",
+                thousands(left_out)
+            ));
+        }
         let subject = Subject::new(input);
-        Self { schema: SCHEMA, subject, figures, directions, notes, config }
+        Self { schema: SCHEMA, subject, figures, directions, predictions, notes, config }
     }
 
     /// As aligned tables.
@@ -140,6 +152,7 @@ impl Report {
         if let Some(cosines) = &self.directions.largest_cosine {
             text += &line("cosine above 0.9, share", cosines.share_above_0_9, None);
         }
+        text += &self.predictions.as_ref().map_or(String::new(), predicted);
         text + &self.spreads() + &self.density()
     }
 
@@ -175,6 +188,24 @@ impl Report {
         }
         text + &format!("{:<24}{:>12}\n", "never active", thousands(self.figures.dead as u64))
     }
+}
+
+/// The model's part of the table.
+fn predicted(p: &Predictions) -> String {
+    let tokens = thousands(p.tokens);
+    let mut text = format!("\n{:24}{:>12}  95 % interval, {tokens} tokens\n", "", "nats a token");
+    for (name, estimate) in [
+        ("CE, model unchanged", p.cross_entropy),
+        ("CE, SAE spliced in", p.spliced),
+        ("CE, zero ablation", p.zero_ablation),
+        ("CE, mean ablation", p.mean_ablation),
+        ("KL, unchanged to spliced", p.divergence),
+        ("CE recovered, of zeros", p.recovered_from_zero),
+        ("CE recovered, of mean", p.recovered_from_mean),
+    ] {
+        text += &line(name, estimate.value, estimate.interval);
+    }
+    text
 }
 
 fn line(name: &str, value: f64, interval: Option<[f64; 2]>) -> String {
