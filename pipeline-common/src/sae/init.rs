@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_geometric_median_ignores_an_outlier() {
+    fn trap_b_dec_as_the_mean_follows_an_outlier() {
         let mut rows = vec![];
         for i in 0..101 {
             let angle = f64::from(i) * std::f64::consts::TAU / 101.0;

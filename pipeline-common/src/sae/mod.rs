@@ -29,6 +29,8 @@ pub mod schedule;
 pub mod settings;
 pub mod train;
 pub mod trainer;
+#[cfg(test)]
+mod traps;
 pub mod variant;
 pub mod weights;
 

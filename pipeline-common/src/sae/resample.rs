@@ -112,8 +112,8 @@ mod tests {
         state
     }
 
-    #[test]
-    fn dead_latents_take_the_directions_of_rows_and_no_other_number_moves() {
+    /// The rows and the states before and after: latents 1 and 3 of four were dead.
+    fn resampled() -> [State; 2] {
         let mut state = state(4);
         state.firing.since = vec![0, 11, 3, 12];
         let before = state.clone();
@@ -123,7 +123,17 @@ mod tests {
         let losses = [1.0, 3.0, 0.0];
         let candidates = Candidates { input: &input, target: &target, losses: &losses };
         assert_eq!(resample(&mut state, candidates, 0.25, 7), 2);
-        let living = (norm(&before.params.w_enc[..3]) + norm(&before.params.w_enc[6..9])) / 2.0;
+        let after = state.clone();
+        assert_eq!(resample(&mut state, candidates, 0.25, 7), 0, "nobody is dead any more");
+        [before, after]
+    }
+
+    /// `dictionary_learning`'s p-annealing writes to a copy of the weights.
+    #[test]
+    fn trap_resampling_writes_to_the_weights_themselves() {
+        let [before, state] = resampled();
+        let living =
+            0.5 * [0, 2].map(|l| norm(&before.params.w_enc[3 * l..][..3])).iter().sum::<f32>();
         for params in [&state.params, state.ema.as_ref().unwrap()] {
             let mut rows: Vec<_> = [1, 3].map(|l| params.w_dec[3 * l..][..3].to_vec()).into();
             rows.sort_by(|a, b| b[0].total_cmp(&a[0]));
@@ -133,6 +143,25 @@ mod tests {
                 assert_eq!((params.b_enc[latent], params.threshold[latent]), (0.0, 0.25));
             }
         }
+        assert_eq!(state.firing.since, [0, 0, 3, 0]);
+    }
+
+    /// matryoshka-saes moves latents and leaves Adam's moments where they were.
+    #[test]
+    fn trap_adam_moments_of_resampled_latents_start_from_zero() {
+        let [_, state] = resampled();
+        for moments in [&state.first, &state.second] {
+            for latent in [1, 3] {
+                assert_eq!(moments.w_enc[3 * latent..][..3], [0.0; 3]);
+                assert_eq!(moments.w_dec[3 * latent..][..3], [0.0; 3]);
+                assert_eq!((moments.b_enc[latent], moments.threshold[latent]), (0.0, 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn living_latents_stay_as_they_are() {
+        let [before, state] = resampled();
         for (now, then) in [&state.params, &state.first, &state.second].into_iter().zip([
             &before.params,
             &before.first,
@@ -145,13 +174,6 @@ mod tests {
             }
             assert_eq!(now.b_dec, then.b_dec);
         }
-        for moments in [&state.first, &state.second] {
-            assert!([1, 3].iter().all(|l| moments.w_enc[3 * l..][..3] == [0.0; 3]));
-            assert!([1, 3].iter().all(|l| moments.w_dec[3 * l..][..3] == [0.0; 3]));
-        }
-        assert_eq!(state.firing.since, [0, 0, 3, 0]);
-        // Nobody is dead any more.
-        assert_eq!(resample(&mut state, candidates, 0.25, 7), 0);
     }
 
     #[test]

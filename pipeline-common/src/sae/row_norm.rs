@@ -50,8 +50,9 @@ fn moments(row: &[f32]) -> (f32, f32) {
 mod tests {
     use super::*;
 
+    /// The BatchTopK reference adds the standardised row where the mean belongs.
     #[test]
-    fn rows_get_mean_0_and_deviation_1_and_come_back() {
+    fn trap_a_row_comes_back_with_its_mean_and_unbiased_deviation() {
         let rows = [1.0, 2.0, 3.0, 6.0, -50.0, 10.0, 0.0, 30.0];
         for norm in [RowNorm::LAYER_NORM, RowNorm::SAINT] {
             let mut out = norm.apply(&rows, 4);

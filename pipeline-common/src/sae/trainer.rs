@@ -238,7 +238,7 @@ impl Trainer {
         });
         update(&mut self.state, &self.grads, &adam, self.optimiser.unit_decoder);
         if let (Some(ema), Some(decay)) = (&mut self.state.ema, self.optimiser.ema) {
-            average(ema, &self.state.params, decay as f32);
+            average(ema, &self.state.params, decay as f32, self.optimiser.unit_decoder);
         }
         Ok(norm)
     }
@@ -278,7 +278,9 @@ fn update(state: &mut State, grads: &Gradients, adam: &[AdamStep; TENSORS], unit
     params.threshold.iter_mut().for_each(|t| *t = t.max(0.0));
 }
 
-fn average(ema: &mut Parameters, params: &Parameters, decay: f32) {
+/// The mean of decoder rows of norm 1 is shorter than they are: it gets norm 1 too.
+fn average(ema: &mut Parameters, params: &Parameters, decay: f32, unit_decoder: bool) {
+    let d_out = params.d_out;
     for (mean, now) in ema.tensors_mut().into_iter().zip(params.tensors()) {
         mean.par_chunks_mut(STRETCH).zip(now.par_chunks(STRETCH)).for_each(|(mean, now)| {
             simd(
@@ -290,5 +292,8 @@ fn average(ema: &mut Parameters, params: &Parameters, decay: f32) {
                 },
             );
         });
+    }
+    if unit_decoder {
+        ema.w_dec.par_chunks_mut(d_out).for_each(normalise);
     }
 }

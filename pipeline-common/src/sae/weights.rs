@@ -171,7 +171,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn folding_the_scale_leaves_outputs_equal() {
+    fn trap_folding_the_scale_folds_the_threshold_too() {
         let (d_in, rows, scale) = (8, 20, 0.3_f32);
         for activation in
             [Activation::TopK { k: 3 }, Activation::JumpRelu, Activation::Relu, Activation::Gated]
@@ -194,7 +194,7 @@ pub(crate) mod tests {
 
     /// A transcoder's input and target have scales of their own.
     #[test]
-    fn folding_two_scales_leaves_a_transcoders_output_equal() {
+    fn trap_a_transcoder_folds_two_scales() {
         let (d_in, d_out, d_sae, rows, s, t) = (6, 9, 24, 10, 0.3_f32, 4.0_f32);
         let mut normal = Normal::new(5, Purpose::Decoder);
         let shape = Shape { d_out, skip: true, ..Shape::autoencoder(d_in, d_sae) };

@@ -51,7 +51,8 @@ pub struct SparsityArgs {
     /// Weight of the auxiliary loss that revives dead latents (topk and relatives)
     #[arg(long, env, default_value_t = 0.03125, value_parser = not_negative)]
     pub aux_coefficient: f64,
-    /// Whose auxiliary loss: normalised (dictionary_learning, OpenAI) or scaled (SAELens)
+    /// Whose auxiliary loss: normalised (dictionary_learning, OpenAI), scaled (SAELens) or
+    /// scaled-positive (sparsify)
     #[arg(long, env, value_enum, default_value_t = AuxForm::Normalised)]
     pub aux_form: AuxForm,
     /// Dead latents used a row by the auxiliary loss [default: d_in/2]

@@ -1,7 +1,7 @@
 //! Losses and gradient norms of peers' own code on one small case.
 //!
-//! d = 4, L = 6, B = 3, values from sines, computed by SAELens 6.54 and `dictionary_learning` in
-//! f64. The numbers separate every known variant: sum against mean, detach, scale, window.
+//! d = 4, L = 6, B = 3, values from sines, computed by SAELens 6.54, `dictionary_learning`,
+//! sparsify 1.3.3 and openai/sparse_autoencoder in f64. The numbers separate every known variant: sum against mean, detach, scale, window.
 
 use candle_core::DType;
 
@@ -22,15 +22,15 @@ use crate::sae::{
     parameters::{Shape, transpose},
 };
 
-const D_IN: usize = 4;
-const D_SAE: usize = 6;
+pub(in crate::sae) const D_IN: usize = 4;
+pub(in crate::sae) const D_SAE: usize = 6;
 
-fn wave(n: usize, scale: f64, step: f64, phase: f64) -> Vec<f32> {
+pub(in crate::sae) fn wave(n: usize, scale: f64, step: f64, phase: f64) -> Vec<f32> {
     (0..n).map(|i| (scale * (step * i as f64 + phase).sin()) as f32).collect()
 }
 
 /// Parameters of every architecture, thresholds 0.1.
-fn params(unit_decoder: bool) -> Parameters {
+pub(in crate::sae) fn params(unit_decoder: bool) -> Parameters {
     let shape = Shape { threshold: true, gate: true, ..Shape::autoencoder(D_IN, D_SAE) };
     let mut p = Parameters::zeros(shape);
     p.w_enc = transpose(&wave(D_IN * D_SAE, 1.0, 0.9, 0.2), D_IN, D_SAE);
@@ -46,7 +46,7 @@ fn params(unit_decoder: bool) -> Parameters {
     p
 }
 
-fn rows() -> Vec<f32> {
+pub(in crate::sae) fn rows() -> Vec<f32> {
     wave(3 * D_IN, 1.0, 0.7, 0.1)
 }
 
@@ -55,7 +55,7 @@ fn minus(x: &[f32], b: &[f32]) -> Vec<f32> {
 }
 
 /// Latents 0, 1 and 2 are dead; b_dec is subtracted from the input if `centred`.
-fn run_on(
+pub(in crate::sae) fn run_on(
     p: &Parameters,
     objective: &mut dyn Objective,
     centred: bool,
@@ -69,27 +69,32 @@ fn run_on(
     (objective.accumulate(p, batch, firing, &mut grads), grads.dense().clone())
 }
 
-fn run(p: &Parameters, objective: &mut dyn Objective) -> (Losses, Parameters) {
+pub(in crate::sae) fn run(p: &Parameters, objective: &mut dyn Objective) -> (Losses, Parameters) {
     let mut firing = Firing { since: vec![9, 9, 9, 0, 0, 0], dead_after: 9 };
     run_on(p, objective, true, &mut firing)
 }
 
-fn norm(t: &[f32]) -> f64 {
+/// Mean over the rows of the squared distance from the mean row.
+fn variance() -> f64 {
+    crate::kernels::columns::row_variance(&rows(), D_IN)
+}
+
+pub(in crate::sae) fn norm(t: &[f32]) -> f64 {
     t.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
-fn close(found: f64, expected: f64, what: &str) {
+pub(in crate::sae) fn close(found: f64, expected: f64, what: &str) {
     assert!(
         (found - expected).abs() <= 1e-5 * expected.abs().max(1.0),
         "{what}: {found}, expected {expected}"
     );
 }
 
-fn aux(coefficient: f64, form: AuxForm) -> Aux {
+pub(in crate::sae) fn aux(coefficient: f64, form: AuxForm) -> Aux {
     Aux { coefficient, k: D_IN / 2, form }
 }
 
-const NEVER: Running = Running { decay: 0.5, start: u64::MAX, first: None };
+pub(in crate::sae) const NEVER: Running = Running { decay: 0.5, start: u64::MAX, first: None };
 
 fn saelens(among: Among) -> TopK {
     let selection = Selection { among, by_decoder_norm: true, ..Selection::of_rows(2) };
@@ -126,7 +131,7 @@ fn saelens_topk_and_batchtopk() {
 
 /// What is saved of such a training: an SAE that chooses by activation alone.
 #[test]
-fn latents_chosen_by_decoder_norm_are_those_of_the_sae_with_norms_folded_in() {
+fn trap_folding_decoder_norms_folds_the_threshold_too() {
     let p = params(false);
     let folded = |activation| {
         let mut sae = Sae::new(p.clone(), activation);
@@ -158,6 +163,7 @@ fn saelens_matryoshka() {
     close(l.mse, 9.197_102, "mse");
     close(l.aux, 24.744_364, "aux");
     close(l.total - l.mse - l.aux, 7.686_128, "inner");
+    close(l.total, 41.627_594, "total");
     close(norm(&g.w_enc), 23.684_731, "W_enc");
     close(norm(&g.w_dec), 30.719_820, "W_dec");
 }
@@ -233,9 +239,9 @@ fn dictionary_learning_matryoshka() {
 }
 
 /// sparsify's fused encoder drops the auxiliary loss' gradient, which then moves decoder rows of
-/// latents that cannot fire. The losses and the decoder's gradient are its own.
+/// latents that cannot fire.
 #[test]
-fn the_auxiliary_gradient_reaches_the_encoder() {
+fn trap_the_auxk_gradient_reaches_the_encoder() {
     let with = |coefficient| {
         let aux = aux(coefficient, AuxForm::Normalised);
         run(&params(true), &mut TopK::new(Selection::of_rows(2), aux, NEVER)).1
@@ -248,15 +254,38 @@ fn the_auxiliary_gradient_reaches_the_encoder() {
 
 /// openai/sparse_autoencoder sums the same error, and divides it by the variance of the batch.
 #[test]
-fn openai_and_sparsify_topk() {
-    let (l, g) = run(&params(true), &mut dictionary(Among::Row, NEVER));
-    let variance = crate::kernels::columns::row_variance(&rows(), D_IN);
-    close(l.mse / variance, 2.893_998, "fraction of variance unexplained");
-    let aux = aux(0.0, AuxForm::Normalised);
-    let (_, plain) = run(&params(true), &mut TopK::new(Selection::of_rows(2), aux, NEVER));
-    close(norm(&plain.w_enc) / variance, 1.676_433, "W_enc");
-    close(norm(&plain.w_dec) / variance, 3.816_967, "W_dec");
-    assert!(norm(&g.w_dec) > norm(&plain.w_dec));
+fn openai_topk() {
+    let (l, _) = run(&params(true), &mut dictionary(Among::Row, NEVER));
+    close(l.mse, 5.311_354, "sum over d");
+    close(l.mse / variance(), 2.893_998, "mse over that of the mean");
+}
+
+/// sparsify divides both losses by the variance of the batch; its encoder's gradient of the
+/// auxiliary loss is 0, which is a defect.
+#[test]
+fn sparsify_topk() {
+    let with = |coefficient| {
+        let aux = aux(coefficient, AuxForm::ScaledPositive);
+        run(&params(true), &mut TopK::new(Selection::of_rows(2), aux, NEVER))
+    };
+    let ((plain, g), (revived, both)) = (with(0.0), with(1.0));
+    close(plain.mse / variance(), 2.893_999, "fvu");
+    close(norm(&g.w_enc) / variance(), 1.676_433, "W_enc of fvu");
+    close(norm(&g.w_dec) / variance(), 3.816_967, "W_dec of fvu");
+    close(revived.aux / variance(), 6.359_689, "aux");
+    close(norm(&minus(&both.w_dec, &g.w_dec)) / variance(), 5.697_357, "W_dec of aux");
+}
+
+#[test]
+fn survivors_of_topk() {
+    let latents = Sae::new(params(true), Activation::TopK { k: 2 }).encode(&rows());
+    let expected =
+        [([3, 4], [1.6810, 1.6604]), ([0, 1], [2.1035, 1.8188]), ([4, 5], [1.8578, 1.5887])];
+    for (row, (index, value)) in expected.into_iter().enumerate() {
+        assert_eq!(latents.row(row).0, index);
+        // The table has four digits.
+        latents.row(row).1.iter().zip(value).for_each(|(f, v)| assert!((f - v).abs() <= 5e-5));
+    }
 }
 
 /// The gradient of a block that keeps its active latents only is that of one that does not.

@@ -175,8 +175,9 @@ mod tests {
         grads.tensors().threshold[0]
     }
 
+    /// The smallest conformance test of a JumpReLU; `dictionary_learning` has the upper half only.
     #[test]
-    fn the_window_is_two_sided() {
+    fn trap_a_window_on_activations_is_one_sided() {
         for (a, inside, upper) in [
             (0.90, false, false),
             (0.96, true, false),

@@ -6,7 +6,7 @@
 
 pub mod dense;
 #[cfg(test)]
-mod fixture;
+pub(super) mod fixture;
 pub mod gated;
 pub mod jumprelu;
 pub mod penalty;

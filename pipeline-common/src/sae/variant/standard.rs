@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn p_falls_and_the_penalty_stays_comparable() {
+    fn trap_another_p_changes_the_penalty_unless_rescaled() {
         let anneal = Anneal { start: 10, steps: 110, end: 0.5 };
         let mut standard = Standard::annealed(anneal);
         standard.change(19);

@@ -81,7 +81,7 @@ mod tests {
     /// With a row whose activations are all zero the smallest of that row is infinite, and so
     /// would be the mean from then on.
     #[test]
-    fn an_all_zero_row_does_not_make_the_threshold_infinite() {
+    fn trap_an_all_zero_row_leaves_the_threshold_finite() {
         let mut threshold = Threshold::new(Running::from_step(0));
         threshold.update(0, mean_of_rows(&from_dense(&[0.0, 0.0, 2.0, 3.0], 2), None));
         assert_eq!(threshold.value(), Some(2.0));

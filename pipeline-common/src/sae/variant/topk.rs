@@ -38,7 +38,7 @@ pub struct Aux {
     pub form: AuxForm,
 }
 
-/// The two published forms of the auxiliary loss.
+/// The published forms of the auxiliary loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum AuxForm {
     /// Squared error over the residual's variance, positive activations only
@@ -46,6 +46,8 @@ pub enum AuxForm {
     Normalised,
     /// Squared error times min(dead / k_aux, 1), any sign (SAELens).
     Scaled,
+    /// As scaled, positive activations only (sparsify).
+    ScaledPositive,
 }
 
 /// Among what the k largest are looked for.
@@ -195,7 +197,7 @@ impl TopK {
             dead.iter().flat_map(|l| t[l * width..(l + 1) * width].iter().copied()).collect()
         };
         let (w_enc, b_enc) = (gather(&params.w_enc, d_in), gather(&params.b_enc, 1));
-        let floor = if self.aux.form == AuxForm::Normalised { 0.0 } else { f32::NEG_INFINITY };
+        let floor = if self.aux.form == AuxForm::Scaled { f32::NEG_INFINITY } else { 0.0 };
         let pass = &mut self.revival;
         let k = self.aux.k.min(dead.len());
         pass.encoder.load(&w_enc, d_in, batch.precision);
@@ -204,7 +206,9 @@ impl TopK {
         pass.active.rename(dead);
         let weight = match self.aux.form {
             AuxForm::Normalised => 1.0 / row_variance(&self.error, params.d_out),
-            AuxForm::Scaled => (dead.len() as f64 / self.aux.k as f64).min(1.0),
+            AuxForm::Scaled | AuxForm::ScaledPositive => {
+                (dead.len() as f64 / self.aux.k as f64).min(1.0)
+            }
         };
         if !weight.is_finite() {
             pass.active.reset(0, 0);
@@ -222,9 +226,9 @@ impl TopK {
         firing.update(rows, |latent| by_latent.fires(latent));
         match self.aux.form {
             _ if self.aux.coefficient == 0.0 => vec![],
-            // A latent that fires in this very batch is alive; SAELens looks at it one step later.
+            // A latent that fires in this very batch is alive; the others see that one step later.
             AuxForm::Normalised => firing.dead(),
-            AuxForm::Scaled => before,
+            AuxForm::Scaled | AuxForm::ScaledPositive => before,
         }
     }
 
