@@ -243,12 +243,15 @@ fn end_with(
     found
 }
 
+/// Some rows of a tensor.
+type Rows = Vec<Vec<f32>>;
+
 /// The ids, the plain ending, and each name's.
-fn interventions(model: &str) -> (Vec<u32>, Vec<Vec<f32>>, BTreeMap<String, Vec<Vec<f32>>>) {
+fn interventions(model: &str) -> (Vec<u32>, Rows, BTreeMap<String, Rows>) {
     let path = golden(model).join("interventions.safetensors");
     let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     let ids = tensors.remove("input_ids").unwrap().to_vec2::<i64>().unwrap().concat();
-    let mut rows: BTreeMap<String, Vec<Vec<f32>>> =
+    let mut rows: BTreeMap<String, Rows> =
         tensors.into_iter().map(|(name, t)| (name, t.to_vec2().unwrap())).collect();
     let plain = rows.remove("none").unwrap();
     (ids.into_iter().map(|i| i as u32).collect(), plain, rows)
