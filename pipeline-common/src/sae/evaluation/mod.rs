@@ -3,7 +3,7 @@
 //! `input` opens SAE and documents, `figures` counts rows document by document, `decoder` compares
 //! directions, `splice` runs the model with the SAE in it, `bootstrap` gives intervals, `report` is
 //! what people read. Each figure's definition is at its field, in [`figures::Figures`],
-//! [`decoder::Directions`] and [`splice::Predictions`].
+//! [`decoder::Directions`] and `splice::Predictions`.
 
 mod bootstrap;
 pub mod decoder;
