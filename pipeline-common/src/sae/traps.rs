@@ -136,7 +136,7 @@ fn trap_an_unset_threshold_is_not_negative() {
 #[test]
 fn trap_k_is_annealed_down_to_k_and_stays() {
     let selection = Selection { anneal: Some((4, 10)), ..Selection::of_rows(2) };
-    assert_eq!([0, 5, 9, 10, 1000].map(|step| selection.k_at(step)), [4, 3, 2, 2, 2]);
+    assert_eq!([0, 5, 9, 10, 15, 1000].map(|step| selection.k_at(step)), [4, 3, 2, 2, 2, 2]);
 }
 
 /// `dictionary_learning` weighs each group's error by 1/n and then takes the mean of n: the errors

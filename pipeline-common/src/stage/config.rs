@@ -135,6 +135,7 @@ pub const VARIABLES: &[&str] = &[
     "WATCH",
     "WEIGHT_EMA",
     "WINDOW",
+    "WITH_MODEL",
     "WORKER",
     "WORKERS",
 ];
