@@ -12,8 +12,6 @@ use std::{
     thread,
 };
 
-use candle_core::{DType, Device, Tensor};
-
 use super::{
     policy::Rows,
     worker::{Batch, Worker},
@@ -214,7 +212,8 @@ pub fn compute(
     let mut rows = vec![vec![]; hooks.len()];
     if packed.rows() > 0 {
         model.forward(&packed, hooks, &mut |hook, tensor| {
-            rows[hook] = kept_rows(&tensor, &keep)?;
+            let kept = keep.iter().enumerate().filter(|(_, keep)| **keep).map(|(row, _)| row);
+            rows[hook] = host::gather(&tensor, kept)?;
             Ok(None)
         })?;
     }
@@ -224,19 +223,6 @@ pub fn compute(
     let sentences =
         used.into_iter().zip(spans).map(|(used, s)| sentence(used, &keep[s[0]..s[1]])).collect();
     Ok(Batch { documents, tokens_seen, dropped, sentences, rows })
-}
-
-/// The rows to keep of a `[rows, width]` tensor.
-fn kept_rows(tensor: &Tensor, keep: &[bool]) -> candle_core::Result<Vec<f32>> {
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
-    let values =
-        host::view(&tensor).ok_or(candle_core::Error::RequiresContiguous { op: "rows" })?;
-    let width = values.len() / keep.len();
-    let mut kept = Vec::with_capacity(keep.iter().filter(|k| **k).count() * width);
-    for (row, _) in values.chunks_exact(width).zip(keep).filter(|(_, keep)| **keep) {
-        kept.extend_from_slice(row);
-    }
-    Ok(kept)
 }
 
 /// A sentence's document, its text up to the last token, and its kept tokens.

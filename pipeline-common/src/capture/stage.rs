@@ -169,7 +169,7 @@ impl SaveActivations {
         let store = Store::new(self.common.store_root());
         let client = self.upload.connect(&self.common)?;
         let prepared = self.prepared(context, &store, client.as_ref(), share)?;
-        let commit = prepared.as_ref().map(|p| &p.record.model.revision).filter(|r| *r != "local");
+        let commit = prepared.as_ref().and_then(|p| p.record.model.commit());
         let revision = commit.unwrap_or(&self.model.revision);
         let snapshot = hub.model_dir(&self.model.model_id, revision, weights)?;
         let info = ModelInfo::from_dir(&snapshot.dir)?;

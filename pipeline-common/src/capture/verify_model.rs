@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::stage::{Job, SaveActivations};
 use crate::{
-    model::{Hook, HookedModel, ModelInfo, Packed, Point, scores::cross_entropy},
+    model::{Hook, HookedModel, ModelInfo, Packed, Point, scores::Prediction},
     shard::Stats,
     stage::{Failure, Result},
     text::tokenizer::Encoding,
@@ -57,7 +57,7 @@ impl Loss {
     fn add(&mut self, logits: &[f32], ids: &[u32]) {
         let width = logits.len() / ids.len();
         for (scores, next) in logits.chunks_exact(width).zip(&ids[1..]) {
-            self.nats += cross_entropy(scores, *next);
+            self.nats += Prediction::new(scores).cross_entropy(*next);
             self.tokens += 1;
         }
     }

@@ -5,7 +5,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-use candle_core::{CpuStorage, Device, Result, Shape, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
 
 /// The numbers of a contiguous f32 tensor in main memory.
@@ -31,6 +31,22 @@ pub(crate) fn view(tensor: &Tensor) -> Option<View<'_>> {
     let (begin, end) = layout.contiguous_offsets()?;
     matches!(&*storage, Storage::Cpu(CpuStorage::F32(_)))
         .then(|| View { storage, range: begin..end })
+}
+
+/// Some rows of a tensor `[n, width]` of any device and float format, one after the other.
+///
+/// # Errors
+/// What the device reports. A row that does not exist is the caller's mistake and panics.
+pub(crate) fn gather(
+    tensor: &Tensor,
+    rows: impl Iterator<Item = usize> + Clone,
+) -> Result<Vec<f32>> {
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let values = view(&tensor).ok_or(candle_core::Error::RequiresContiguous { op: "rows" })?;
+    let width = tensor.dim(1)?;
+    let mut out = Vec::with_capacity(rows.clone().count() * width);
+    rows.for_each(|row| out.extend_from_slice(&values[row * width..][..width]));
+    Ok(out)
 }
 
 /// A tensor that owns `data`.

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::ModelInfo;
 use crate::text::{Snapshot, Tokenizer};
 
+/// The revision of a folder.
+const LOCAL: &str = "local";
+
 /// A model, exactly enough to find it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelRecord {
@@ -23,9 +26,14 @@ impl ModelRecord {
     pub fn new(id: &str, snapshot: &Snapshot, info: &ModelInfo, tokenizer: &Tokenizer) -> Self {
         Self {
             id: id.to_owned(),
-            revision: snapshot.commit.clone().unwrap_or_else(|| "local".into()),
+            revision: snapshot.commit.clone().unwrap_or_else(|| LOCAL.into()),
             architecture: info.architecture.clone(),
             tokenizer: tokenizer.fingerprint(),
         }
+    }
+
+    /// The commit on the hub; none for a folder.
+    pub fn commit(&self) -> Option<&str> {
+        Some(self.revision.as_str()).filter(|revision| *revision != LOCAL)
     }
 }

@@ -280,9 +280,11 @@ fn update(state: &mut State, grads: &Gradients, adam: &[AdamStep; TENSORS], unit
 
 /// The mean of decoder rows of norm 1 is shorter than they are: it gets norm 1 too.
 fn average(ema: &mut Parameters, params: &Parameters, decay: f32, unit_decoder: bool) {
-    let d_out = params.d_out;
-    for (mean, now) in ema.tensors_mut().into_iter().zip(params.tensors()) {
-        mean.par_chunks_mut(STRETCH).zip(now.par_chunks(STRETCH)).for_each(|(mean, now)| {
+    let tensors = ema.tensors_mut().into_iter().zip(params.tensors());
+    for (i, (mean, now)) in tensors.enumerate() {
+        let normed = unit_decoder && i == DECODER;
+        let width = if normed { params.d_out } else { STRETCH };
+        mean.par_chunks_mut(width).zip(now.par_chunks(width)).for_each(|(mean, now)| {
             simd(
                 #[inline(always)]
                 || {
@@ -291,9 +293,9 @@ fn average(ema: &mut Parameters, params: &Parameters, decay: f32, unit_decoder: 
                     }
                 },
             );
+            if normed {
+                normalise(mean);
+            }
         });
-    }
-    if unit_decoder {
-        ema.w_dec.par_chunks_mut(d_out).for_each(normalise);
     }
 }

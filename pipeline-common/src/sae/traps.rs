@@ -13,7 +13,7 @@ use super::{
     settings::{InputNorm, TrainArgs},
     trainer::{Optimiser, Rates, State, Trainer},
     variant::{
-        Batch, Firing, Losses, Objective,
+        Firing, Losses, Objective,
         dense::Dense,
         fixture::{self, D_IN, NEVER, close, params, run, run_on, wave},
         gated::{Gated, GatedForm},
@@ -50,10 +50,7 @@ fn on(
     objective: &mut dyn Objective,
     firing: &mut Firing,
 ) -> (Losses, Parameters) {
-    let mut grads = Gradients::new(p.shape());
-    let (target, precision) = (input, DType::F32);
-    let batch = Batch { input, target, centred: false, precision, sparsity: 1.0, step: 1 };
-    (objective.accumulate(p, batch, firing, &mut grads), grads.dense().clone())
+    fixture::pass(p, (input, input), objective, false, firing)
 }
 
 fn rows_of(tensor: &[f32], latents: std::ops::Range<usize>) -> &[f32] {

@@ -273,6 +273,11 @@ impl ResolvedConfig {
         self.0.get(key).is_some_and(|setting| setting.origin != "default")
     }
 
+    /// The value of `key`, if it has one.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.value.as_deref()
+    }
+
     /// The values alone, without origins: equal for equal results.
     pub fn values(&self) -> BTreeMap<&str, Option<&str>> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.value.as_deref())).collect()

@@ -73,7 +73,7 @@ pub struct ContextArgs {
     #[arg(long, env, value_enum, default_value_t = PromptTemplate::None)]
     pub prompt_template: PromptTemplate,
     /// Tokens a document or sentence is cut to, special tokens included
-    #[arg(long, env, default_value_t = Self::MAX_LENGTH, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_length: u32,
 }
 
@@ -96,9 +96,6 @@ pub enum PromptTemplate {
 }
 
 impl ContextArgs {
-    /// The default of `max_length`.
-    pub const MAX_LENGTH: u32 = 128;
-
     /// Whether documents are conversations.
     pub fn chat(&self) -> bool {
         self.prompt_template == PromptTemplate::Chat

@@ -160,7 +160,7 @@ fn hooks(
 
 /// The share of documents that a training held out.
 fn held_out_by(meta: &TrainingMeta) -> Option<f64> {
-    meta.config.values().get("validation").copied().flatten()?.parse().ok()
+    meta.config.value("validation")?.parse().ok()
 }
 
 /// Not all formats say of a transcoder that it is one; those that do need a target.

@@ -15,13 +15,10 @@ use super::{bootstrap, input::Input};
 use crate::{
     capture::{CaptureMeta, Precision},
     kernels::host,
-    model::{
-        self, Hook, HookedModel, ModelInfo, Packed, Point,
-        scores::{cross_entropy, divergence},
-    },
+    model::{self, Hook, HookedModel, ModelInfo, Packed, Point, scores::Prediction},
     sae::{Sae, encode::Encoder},
     stage::{Context, Failure, Result},
-    text::{Hub, HubArgs, Tokenizer, args::ContextArgs},
+    text::{Hub, HubArgs, Tokenizer},
 };
 
 /// Scores of predictions kept at a time, for each of two passes: 128 MiB.
@@ -154,11 +151,12 @@ struct Sentence {
 }
 
 /// What takes the rows' place.
-#[derive(Clone, Copy, PartialEq)]
-enum Instead {
+#[derive(Clone, Copy)]
+enum Instead<'a> {
     Nothing,
     Reconstruction,
-    Row,
+    /// The same for all, `[d_out]`.
+    Row(&'a [f32]),
 }
 
 /// The model and the hooks between which the SAE goes.
@@ -167,7 +165,7 @@ pub struct Splice<'a> {
     model: Box<dyn HookedModel>,
     tokenizer: Tokenizer,
     max_length: usize,
-    /// What is encoded, what is replaced, and the scores.
+    /// What is encoded, what is replaced (the same unless it is a transcoder), and the scores.
     hooks: [Hook; 3],
 }
 
@@ -184,12 +182,10 @@ impl<'a> Splice<'a> {
     ) -> Result<Self> {
         let capture = &input.capture;
         let id = args.model_id.as_deref().unwrap_or(&capture.model.id);
-        let commit = Some(capture.model.revision.as_str()).filter(|r| *r != "local");
-        let revision = args.revision.as_deref().or(commit).unwrap_or("main");
+        let revision = args.revision.as_deref().or(capture.model.commit()).unwrap_or("main");
         let snapshot = Hub::new(&args.hub).model_dir(id, revision, true)?;
         let info = ModelInfo::from_dir(&snapshot.dir)?;
-        let settings = capture.config.values();
-        let setting = |key: &str| settings.get(key).copied().flatten();
+        let setting = |key| capture.config.value(key);
         let chat = setting("prompt_template") == Some("chat");
         let tokenizer = Tokenizer::load(&snapshot.dir)?.adding_special(!chat);
         must_be_the_captures(capture, id, &tokenizer)?;
@@ -198,7 +194,7 @@ impl<'a> Splice<'a> {
         let precision = precision.unwrap_or(Precision::F32).dtype();
         let model = model::load(&snapshot.dir, &hooks, &model::device(device)?, precision)?;
         let max_length = setting("max_length").and_then(|n| n.parse().ok());
-        let max_length = max_length.unwrap_or(ContextArgs::MAX_LENGTH as usize);
+        let max_length = max_length.unwrap_or(info.context_length);
         context.leave_if_asked("nothing is written before the end")?;
         Ok(Self { sae: &input.sae, model, tokenizer, max_length, hooks })
     }
@@ -293,31 +289,31 @@ impl<'a> Splice<'a> {
         if counted.is_empty() {
             return Ok(());
         }
-        let mut scores =
-            |instead, row: &[f32]| self.scores(&batch, (&kept, &counted), (instead, row), encoder);
-        let unchanged = scores(Instead::Nothing, &[])?;
-        let spliced = scores(Instead::Reconstruction, &[])?;
+        let zeros = vec![0.0; mean.len()];
+        let mut scores = |instead| self.scores(&batch, (&kept, &counted), instead, encoder);
         let width = self.model.info().vocab_size;
-        add(documents, &counted, |n, counted| {
-            let [p, q] = [&unchanged, &spliced].map(|scores| &scores[n * width..][..width]);
+        let unchanged = scores(Instead::Nothing)?;
+        let spliced = scores(Instead::Reconstruction)?;
+        add(documents, &counted, |n, next| {
+            let [p, q] = [&unchanged, &spliced].map(|scores| prediction(scores, width, n));
             Sums {
                 tokens: 1,
-                unchanged: cross_entropy(p, counted.next),
-                spliced: cross_entropy(q, counted.next),
-                divergence: divergence(p, q),
+                unchanged: p.cross_entropy(next),
+                spliced: q.cross_entropy(next),
+                divergence: p.divergence(q),
                 ..Sums::default()
             }
         });
         drop((unchanged, spliced));
-        let zero = scores(Instead::Row, &vec![0.0; mean.len()])?;
-        add(documents, &counted, |n, counted| Sums {
-            zero: cross_entropy(&zero[n * width..][..width], counted.next),
+        let zero = scores(Instead::Row(&zeros))?;
+        add(documents, &counted, |n, next| Sums {
+            zero: prediction(&zero, width, n).cross_entropy(next),
             ..Sums::default()
         });
         drop(zero);
-        let mean = scores(Instead::Row, mean)?;
-        add(documents, &counted, |n, counted| Sums {
-            mean: cross_entropy(&mean[n * width..][..width], counted.next),
+        let mean = scores(Instead::Row(mean))?;
+        add(documents, &counted, |n, next| Sums {
+            mean: prediction(&mean, width, n).cross_entropy(next),
             ..Sums::default()
         });
         Ok(())
@@ -328,35 +324,27 @@ impl<'a> Splice<'a> {
         &self,
         batch: &Packed,
         (kept, counted): (&[usize], &[Counted]),
-        (instead, row): (Instead, &[f32]),
+        instead: Instead<'_>,
         encoder: &mut Encoder,
     ) -> Result<Vec<f32>> {
-        let [encoded, replaced, _] = self.hooks;
         let (mut reconstruction, mut scores) = (vec![], vec![]);
-        let hooks: &[Hook] =
-            if instead == Instead::Nothing { &self.hooks[2..] } else { &self.hooks };
-        self.model.forward(batch, hooks, &mut |index, tensor| {
-            let hook = hooks[index];
-            if hook == self.hooks[2] {
-                scores = gather(&tensor, counted.iter().map(|c| c.row))?;
-                return Ok(None);
+        self.model.forward(batch, &self.hooks, &mut |index, tensor| match (index, instead) {
+            (2, _) => {
+                scores = host::gather(&tensor, counted.iter().map(|c| c.row))?;
+                Ok(None)
             }
-            // The hook that is encoded comes first, also where it is the one to replace.
-            if index == 0 && instead == Instead::Reconstruction {
-                let x = gather(&tensor, kept.iter().copied())?;
+            (0, Instead::Reconstruction) => {
+                let x = host::gather(&tensor, kept.iter().copied())?;
                 let latents = self.sae.encode_with(encoder, &x);
                 reconstruction = self.sae.reconstruct(&x, &latents);
+                Ok(None)
             }
-            if index == 0 && encoded != replaced || index == 1 && encoded == replaced {
-                return Ok(None);
+            (0, _) | (_, Instead::Nothing) => Ok(None),
+            (_, Instead::Reconstruction) => {
+                let rows = reconstruction.chunks_exact(self.sae.params.d_out);
+                replace(&tensor, kept, rows).map(Some)
             }
-            match instead {
-                Instead::Reconstruction => {
-                    replace(&tensor, kept, reconstruction.chunks_exact(self.sae.params.d_out))
-                }
-                _ => replace(&tensor, kept, std::iter::repeat(row)),
-            }
-            .map(Some)
+            (_, Instead::Row(row)) => replace(&tensor, kept, std::iter::repeat(row)).map(Some),
         })?;
         Ok(scores)
     }
@@ -383,9 +371,15 @@ impl Counted {
     }
 }
 
-/// Adds what `of` makes of each prediction to its document.
-fn add(documents: &mut [Sums], counted: &[Counted], of: impl Fn(usize, &Counted) -> Sums + Sync) {
-    let sums: Vec<Sums> = counted.par_iter().enumerate().map(|(n, c)| of(n, c)).collect();
+/// The n-th of predictions `[counted, width]`.
+fn prediction(scores: &[f32], width: usize, n: usize) -> Prediction<'_> {
+    Prediction::new(&scores[n * width..][..width])
+}
+
+/// Adds what `of` makes of each prediction, given its number and the token that came next, to its
+/// document.
+fn add(documents: &mut [Sums], counted: &[Counted], of: impl Fn(usize, u32) -> Sums + Sync) {
+    let sums: Vec<Sums> = counted.par_iter().enumerate().map(|(n, c)| of(n, c.next)).collect();
     counted.iter().zip(sums).for_each(|(c, sums)| documents[c.document as usize] += sums);
 }
 
@@ -404,17 +398,6 @@ fn batches(sentences: &[Sentence], vocabulary: usize) -> impl Iterator<Item = &[
         rest = others;
         (!batch.is_empty()).then_some(batch)
     })
-}
-
-/// Rows of a tensor `[n, width]`, one after the other.
-fn gather(tensor: &Tensor, rows: impl Iterator<Item = usize>) -> candle_core::Result<Vec<f32>> {
-    let tensor = tensor.to_device(&candle_core::Device::Cpu)?;
-    let values =
-        host::view(&tensor).ok_or(candle_core::Error::RequiresContiguous { op: "rows" })?;
-    let width = tensor.dim(1)?;
-    let mut out = vec![];
-    rows.for_each(|row| out.extend_from_slice(&values[row * width..][..width]));
-    Ok(out)
 }
 
 /// The tensor with others in place of some rows.

@@ -62,10 +62,20 @@ pub(in crate::sae) fn run_on(
     firing: &mut Firing,
 ) -> (Losses, Parameters) {
     let (x, target) = (rows(), minus(&rows(), &p.b_dec));
-    let mut grads = Gradients::new(p.shape());
     let input = if centred { &target } else { &x };
-    let precision = DType::F32;
-    let batch = Batch { input, target: &target, centred, precision, sparsity: 1.0, step: 1 };
+    pass(p, (input, &target), objective, centred, firing)
+}
+
+/// Losses and gradients of a batch; `centred` says that b_dec was subtracted from its input.
+pub(in crate::sae) fn pass(
+    p: &Parameters,
+    (input, target): (&[f32], &[f32]),
+    objective: &mut dyn Objective,
+    centred: bool,
+    firing: &mut Firing,
+) -> (Losses, Parameters) {
+    let mut grads = Gradients::new(p.shape());
+    let batch = Batch { input, target, centred, precision: DType::F32, sparsity: 1.0, step: 1 };
     (objective.accumulate(p, batch, firing, &mut grads), grads.dense().clone())
 }
 
