@@ -104,10 +104,15 @@ fn rage(work: &Workload, seed: u64, kills: &mut usize, span: Duration) {
 #[test]
 fn two_hundred_kills_and_duplicates_leave_every_row_exactly_once() {
     let work = Workload::new(1500);
-    let began = Instant::now();
-    finish(&work, WORKERS);
-    let span = began.elapsed();
-    let undisturbed = work.take();
+    let timed = || {
+        let began = Instant::now();
+        finish(&work, WORKERS);
+        (began.elapsed(), work.take())
+    };
+    // Kills are spread over this time: one run that the machine held up would stretch all of them.
+    let ((first, undisturbed), (second, again)) = (timed(), timed());
+    again.assert_same(&undisturbed, "undisturbed");
+    let span = first.min(second);
     let (mut kills, mut seed) = (0, 0);
     while kills < KILLS {
         seed += 1;
