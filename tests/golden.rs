@@ -79,7 +79,7 @@ fn run(model: &dyn HookedModel, sentences: &[Vec<u32>], hooks: &[Hook]) -> Vec<V
     let mut found = vec![Vec::new(); hooks.len()];
     let mut visit = |index: usize, tensor: Tensor| {
         assert!(found[index].is_empty(), "a hook came twice");
-        found[index] = tensor.to_vec2::<f32>()?;
+        found[index] = tensor.to_dtype(DType::F32)?.to_vec2()?;
         Ok(None)
     };
     model.forward(&Packed::new(sentences), hooks, &mut visit).unwrap();
@@ -257,25 +257,52 @@ fn interventions(model: &str) -> (Vec<u32>, Rows, BTreeMap<String, Rows>) {
     (ids.into_iter().map(|i| i as u32).collect(), plain, rows)
 }
 
+/// Changes each hook in turn; what the model ends with against what PyTorch hooks made of it.
+fn assert_interventions(name: &str, device: &Device) {
+    let dir = golden(name).join("model");
+    let info = ModelInfo::from_dir(&dir).unwrap();
+    let model = model::load(&dir, &Hook::all(&info), device, DType::F32).unwrap();
+    let (ids, plain, endings) = interventions(name);
+    let tail = |rows: &[Vec<f32>]| rows[rows.len() - plain.len()..].to_vec();
+    assert_close(name, &tail(&end_with(&*model, &ids, &[], |_| Ok(None))), &plain);
+    let mut left: Vec<Hook> = Hook::all(&info);
+    left.retain(|hook| hook.point != Point::Pooler);
+    for (path, expected) in endings {
+        let hook = Hook::parse(&path, &info).unwrap();
+        left.retain(|other| *other != hook);
+        let got = end_with(&*model, &ids, &[hook], |x| changed(x).map(Some));
+        assert_close(&format!("{name} {path}"), &tail(&got), &expected);
+    }
+    assert!(left.is_empty(), "{name} has no reference for {left:?}");
+}
+
 #[test]
 fn what_replaces_a_hook_reaches_the_end_as_in_the_reference() {
-    for name in MODELS {
+    MODELS.iter().for_each(|name| assert_interventions(name, &Device::Cpu));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn on_a_gpu_every_activation_and_every_intervention() {
+    let device = model::device("cuda").unwrap();
+    for_each_case(|name, info, case| {
+        let (names, hooks) = named_hooks(case, info);
         let dir = golden(name).join("model");
-        let info = ModelInfo::from_dir(&dir).unwrap();
-        let model = load(&dir, &Hook::all(&info));
-        let (ids, plain, endings) = interventions(name);
-        let tail = |rows: &[Vec<f32>]| rows[rows.len() - plain.len()..].to_vec();
-        assert_close(name, &tail(&end_with(&*model, &ids, &[], |_| Ok(None))), &plain);
-        let mut left: Vec<Hook> = Hook::all(&info);
-        left.retain(|hook| hook.point != Point::Pooler);
-        for (path, expected) in endings {
-            let hook = Hook::parse(&path, &info).unwrap();
-            left.retain(|other| *other != hook);
-            let got = end_with(&*model, &ids, &[hook], |x| changed(x).map(Some));
-            assert_close(&format!("{name} {path}"), &tail(&got), &expected);
+        let exact =
+            run(&*model::load(&dir, &hooks, &device, DType::F32).unwrap(), &case.sentences, &hooks);
+        let short = run(
+            &*model::load(&dir, &hooks, &device, DType::BF16).unwrap(),
+            &case.sentences,
+            &hooks,
+        );
+        for (activation, (exact, short)) in names.iter().zip(exact.iter().zip(&short)) {
+            let expected = &case.activations[activation];
+            assert_close(&format!("{name} {activation}"), exact, expected);
+            let error = relative_error(short, expected);
+            assert!(error < 0.05, "{name} {activation} in bf16: {error}");
         }
-        assert!(left.is_empty(), "{name} has no reference for {left:?}");
-    }
+    });
+    MODELS.iter().for_each(|name| assert_interventions(name, &device));
 }
 
 #[test]
