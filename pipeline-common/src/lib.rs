@@ -20,7 +20,7 @@
 //! | [`top`] | stage 03: top sentences per latent, and the report |
 //! | [`verify`] | verify_shards: a capture run checked and repaired |
 //! | [`status`] | pipeline_status: all workers of a run in one table |
-//! | [`plan`] | discover_layers: a model's hooks and what reading them costs |
+//! | [`plan`] | discover_layers: a model's hooks and what reading them costs; plan_run: what a training costs and will come to |
 //!
 //! # Glossary
 //!

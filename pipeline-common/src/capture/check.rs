@@ -11,11 +11,11 @@ use super::{
     stage::{Job, SaveActivations},
 };
 use crate::{
+    kernels::product::product_rate,
     model::{self, Point, flops_per_token},
-    plan::product_rate,
     shard::{Dropped, Tokens, format::PAGE},
     stage::{
-        Context, Failure, Result, disk,
+        Context, Failure, Result, disk, memory,
         progress::{bytes, clock, thousands},
         time,
     },
@@ -258,7 +258,7 @@ fn shards(stage: &SaveActivations, job: &Job, rows: f64) -> u64 {
 /// Tokens a second of the forward pass, over at most two batches and about `documents`; none
 /// where the weights are not here or do not fit.
 fn probe(stage: &SaveActivations, job: &Job, documents: f64) -> Result<Option<f64>> {
-    let fits = available_memory().is_none_or(|free| weight_bytes(stage, job) < free);
+    let fits = memory::available().is_none_or(|free| weight_bytes(stage, job) < free);
     if model::headers(&job.snapshot.dir).is_err() || !fits {
         return Ok(None);
     }
@@ -295,11 +295,4 @@ fn queued_bytes(stage: &SaveActivations, job: &Job, length: f64) -> u64 {
     let width: usize = job.run.meta.hooks.iter().map(|h| h.d_in).sum();
     let rows = length * f64::from(stage.capture.batch_size_save);
     (rows * width as f64 * size_of::<f32>() as f64) as u64 * (QUEUE as u64 + 2)
-}
-
-/// Bytes that the system can give, where Linux tells.
-fn available_memory() -> Option<u64> {
-    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }

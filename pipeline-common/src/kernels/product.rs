@@ -1,5 +1,7 @@
 //! Dense products of f32 matrices, through `gemm`, on slices in place.
 
+use std::time::Instant;
+
 use gemm::Parallelism;
 
 /// A matrix over a slice: `rows` by `cols` with element strides.
@@ -87,6 +89,20 @@ pub fn product(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], write: Write) {
             Parallelism::Rayon(0),
         );
     }
+}
+
+/// FLOP a second of a product that takes some milliseconds; the best of three.
+pub fn product_rate() -> f64 {
+    const N: usize = 512;
+    let (a, mut out) = (vec![1.0_f32; N * N], vec![0.0_f32; N * N]);
+    let mut seconds = || {
+        let began = Instant::now();
+        let (a, b) = (Matrix::new(&a, N, N), Matrix::new(&a, N, N));
+        product(a, b.t(), &mut out, Write::Replace);
+        began.elapsed().as_secs_f64()
+    };
+    let best = (0..3).map(|_| seconds()).fold(f64::INFINITY, f64::min);
+    2.0 * (N as f64).powi(3) / best.max(1e-9)
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use crate::kernels::{
 
 /// Pre-activations kept at a time, in elements: 16 MiB.
 const BLOCK_ELEMENTS: usize = 4 << 20;
+/// The same in bytes.
+pub const BLOCK_BYTES: usize = BLOCK_ELEMENTS * size_of::<f32>();
 /// The next batch's smallest activation is looked for from this share of the last one's.
 const GUESS: f32 = 0.8;
 

@@ -30,6 +30,14 @@ impl Shape {
         Self { threshold: true, ..Self::autoencoder(d_in, d_sae) }
     }
 
+    /// Numbers of all tensors.
+    pub fn parameters(&self) -> u64 {
+        let Self { d_in, d_out, d_sae, threshold, gate, skip } = *self;
+        let own = 1 + usize::from(threshold) + 2 * usize::from(gate);
+        let path = if skip { d_out * d_in } else { 0 };
+        (d_sae * (d_in + d_out + own) + d_out + path) as u64
+    }
+
     /// An autoencoder with magnitudes apart from the gate.
     pub fn gated(d_in: usize, d_sae: usize) -> Self {
         Self { gate: true, ..Self::autoencoder(d_in, d_sae) }

@@ -25,6 +25,8 @@ pub enum Purpose {
     Bootstrap = 6,
     /// Latents whose decoder rows are compared with all.
     Latents = 7,
+    /// Rows in place of activations, where only time is measured.
+    Probe = 8,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).

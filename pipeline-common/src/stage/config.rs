@@ -48,10 +48,12 @@ pub const VARIABLES: &[&str] = &[
     "DROP_FIRST",
     "DROP_NORM_ABOVE",
     "DTYPE",
+    "D_IN",
     "D_SAE",
     "EPOCHS",
     "F16_OVERFLOW",
     "FAST",
+    "FROM_RUNS",
     "GATED_FORM",
     "HF_DATASET",
     "HF_ENDPOINT",
@@ -89,6 +91,7 @@ pub const VARIABLES: &[&str] = &[
     "PREFIXES",
     "PRECISION",
     "PRINT_CONFIG",
+    "PROBE_SECONDS",
     "PROMPT_TEMPLATE",
     "P_END",
     "P_START",
@@ -123,6 +126,7 @@ pub const VARIABLES: &[&str] = &[
     "THRESHOLD_START",
     "TIME_LIMIT",
     "TOKENS",
+    "TOKENS_PER_SECOND",
     "TOP_K",
     "TOP_N",
     "UNIT_DECODER",
@@ -152,6 +156,7 @@ const SECTIONS: &[&str] = &[
     "verify_shards",
     "convert_sae",
     "evaluate_sae",
+    "plan_run",
 ];
 
 /// Variables whose value is never printed or stored.
@@ -163,8 +168,10 @@ pub(super) const OPERATIONAL: &[&str] = &[
     "checkpoint_every",
     "compare",
     "config",
+    "d_in",
     "device",
     "fast",
+    "from_runs",
     "hf_endpoint",
     "hf_home",
     "hf_hub_offline",
@@ -176,6 +183,7 @@ pub(super) const OPERATIONAL: &[&str] = &[
     "log_level",
     "output",
     "print_config",
+    "probe_seconds",
     "repair",
     "run_id",
     "sae_run_id",
@@ -185,6 +193,7 @@ pub(super) const OPERATIONAL: &[&str] = &[
     "sweep",
     "sweep_task",
     "time_limit",
+    "tokens_per_second",
     "upload_keep",
     "upload_to",
     "verify_model",
@@ -365,7 +374,7 @@ pub(super) fn load_below<S: Stage>(
     let ids: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
     let mut layers = Vec::new();
     if let Some(path) = config_path(&command, &argv) {
-        let values = read_sections(&path, S::SECTION, &ids)?;
+        let values = read_sections(&path, (S::BORROWED, S::SECTION), &ids)?;
         command = with_defaults(command, &values);
         layers.push(Layer::new(path, &values));
     }
@@ -450,7 +459,12 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<(&'a str, usize)> {
         .filter(|(_, d)| *d <= allowed)
 }
 
-fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(String, Vec<String>)>> {
+/// The settings of a stage with these `ids`, in `common`, in the section it borrows and in its own.
+fn read_sections(
+    path: &Path,
+    (borrowed, own): (Option<&str>, &str),
+    ids: &[String],
+) -> Result<Values> {
     let named =
         |what: String| Failure::usage(format!("configuration `{}`: {what}", path.display()));
     let text = fs_err::read_to_string(path)
@@ -464,13 +478,13 @@ fn read_sections(path: &Path, section: &str, ids: &[String]) -> Result<Vec<(Stri
     let keys: Vec<String> = VARIABLES.iter().map(|v| v.to_lowercase()).collect();
     let shared: Vec<&str> = keys.iter().map(String::as_str).collect();
     let mut found = BTreeMap::new();
-    for name in ["common", section] {
+    for name in ["common"].into_iter().chain(borrowed).chain([own]) {
         for (key, value) in root.get(name).cloned().flatten().unwrap_or_default() {
             if !known.contains(&key.as_str()) {
-                if name == "common" && shared.contains(&key.as_str()) {
+                if name != own && shared.contains(&key.as_str()) {
                     continue;
                 }
-                let candidates = if name == "common" { &shared } else { &known };
+                let candidates = if name == own { &known } else { &shared };
                 return Err(named(format!(
                     "unknown key `{name}.{key}`{}",
                     suggest(&key, candidates)

@@ -16,6 +16,9 @@ pub trait Stage: CommandFactory + FromArgMatches {
     /// The stage's section in a YAML file.
     const SECTION: &'static str;
 
+    /// Another stage's section, whose settings this stage takes too; its own section is above it.
+    const BORROWED: Option<&'static str> = None;
+
     /// A file of the run that RUN_ID names, whose `config` holds defaults for this stage.
     const RUN_DEFAULTS: Option<&'static str> = None;
 

@@ -1,4 +1,4 @@
-//! How the C library's allocator treats large blocks.
+//! Main memory: what there is, and how the C library's allocator treats large blocks.
 
 /// Keeps freed memory in the process.
 ///
@@ -15,4 +15,11 @@ pub fn keep_freed() {
             libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         }
     }
+}
+
+/// Bytes that the system can give, where Linux tells.
+pub fn available() -> Option<u64> {
+    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }

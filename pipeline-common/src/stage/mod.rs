@@ -14,7 +14,7 @@ mod layers;
 pub mod lock;
 pub mod logging;
 pub mod main;
-mod memory;
+pub mod memory;
 pub mod meta;
 pub mod progress;
 pub mod signals;

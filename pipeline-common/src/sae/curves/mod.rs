@@ -115,6 +115,13 @@ pub fn read(run_dir: &Path) -> (Vec<Record>, Vec<Pace>) {
     (log::read(&run_dir.join("history.jsonl")), log::read(&run_dir.join("timing.jsonl")))
 }
 
+/// Seconds that all steps took, and rows a second in that time; none before the first record.
+pub fn speed(timing: &[Pace]) -> Option<(f64, f64)> {
+    let seconds: f64 = timing.iter().map(|pace| pace.seconds).sum();
+    let rows: f64 = timing.iter().map(|pace| pace.seconds * pace.tokens_per_second).sum();
+    (seconds > 0.0).then(|| (seconds, rows / seconds))
+}
+
 /// Seconds of the epoch.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())

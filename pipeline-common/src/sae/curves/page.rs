@@ -7,6 +7,7 @@ use askama::Template;
 use super::{
     Pace,
     figures::{Group, groups},
+    speed,
 };
 use crate::{
     plot::tidy,
@@ -73,16 +74,14 @@ pub fn render(
 /// How far the training is and how long it took.
 fn progress(about: &About, history: &[Record], timing: &[Pace]) -> Vec<(&'static str, String)> {
     let Some(last) = history.last() else { return vec![] };
-    let seconds: f64 = timing.iter().map(|pace| pace.seconds).sum();
-    let rows: f64 = timing.iter().map(|pace| pace.seconds * pace.tokens_per_second).sum();
-    let rate = (rows / seconds.max(1e-9)) as u64;
+    let (seconds, rate) = speed(timing).unwrap_or_default();
     let (made, all) = (thousands(last.step), thousands(about.steps));
     let steps = if last.step == about.steps { all } else { format!("{made} of {all}") };
     vec![
         ("steps", steps),
         ("tokens", thousands(last.tokens)),
         ("time", clock(Duration::from_secs_f64(seconds))),
-        ("speed", format!("{} tokens a second", thousands(rate))),
+        ("speed", format!("{} tokens a second", thousands(rate as u64))),
     ]
 }
 

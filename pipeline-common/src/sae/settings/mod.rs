@@ -15,7 +15,12 @@ use self::{
     values::{Every, share},
 };
 use super::{
-    Activation, parameters::Shape, schedule::Schedule, trainer::Optimiser, variant::Objective,
+    Activation, Parameters,
+    init::{Start, initialise},
+    parameters::Shape,
+    schedule::Schedule,
+    trainer::Optimiser,
+    variant::Objective,
 };
 use crate::{
     shard::Stats,
@@ -150,6 +155,8 @@ pub struct Plan {
     pub dead_after: u64,
     /// Which pre-activations count, once trained.
     pub activation: Activation,
+    /// Whether something else than the input is reconstructed.
+    pub transcoder: bool,
     /// Whether b_dec is subtracted from inputs.
     pub centred: bool,
     /// Whether latents are chosen by activation times decoder norm.
@@ -201,6 +208,7 @@ impl TrainArgs {
             optimiser: self.optimiser.optimiser(architecture)?,
             dead_after: self.dead_after.unwrap_or_else(|| DEAD_AFTER.min(tokens / 10).max(1)),
             activation: architecture.activation(self.sparsity.top_k as usize),
+            transcoder: d_out.is_some(),
             centred: self.subtract_b_dec && d_out.is_none(),
             by_decoder_norm: architecture.is_top_k() && self.sparsity.by_decoder_norm,
             precision: self.precision.dtype(),
@@ -226,6 +234,17 @@ impl TrainArgs {
             .hint("lower BATCH_SIZE_TRAIN"));
         }
         Ok(())
+    }
+
+    /// The parameters before the first step; `sample` is the output's, `[n, d_out]`, scaled.
+    pub fn first_parameters(&self, plan: &Plan, sample: &[f32]) -> Parameters {
+        let threshold = self.sparsity.init_threshold as f32;
+        initialise(plan.shape, sample, self.seed, Start { tied: !plan.transcoder, threshold })
+    }
+
+    /// Whether dead latents have a loss of their own.
+    pub fn has_auxiliary_loss(&self) -> bool {
+        self.sae_arch.is_top_k() && self.sparsity.aux_coefficient > 0.0
     }
 
     /// The loss to train with.

@@ -70,14 +70,7 @@ pub struct OptimiserArgs {
 impl OptimiserArgs {
     /// Peak learning rate.
     pub fn lr(&self, architecture: Architecture, d_sae: usize) -> f64 {
-        self.lr.unwrap_or(match architecture {
-            Architecture::TopK | Architecture::BatchTopK | Architecture::Matryoshka => {
-                2e-4 / (d_sae as f64 / REFERENCE_WIDTH).sqrt()
-            }
-            Architecture::JumpRelu => 7e-5,
-            Architecture::Gated => 5e-5,
-            Architecture::Standard | Architecture::PAnneal => 1e-3,
-        })
+        self.lr.unwrap_or_else(|| default_lr(architecture, d_sae))
     }
 
     /// The learning rate's course over `steps`; the sparsity coefficient rises over
@@ -113,5 +106,17 @@ impl OptimiserArgs {
             }
         }
         Ok(optimiser)
+    }
+}
+
+/// Peak learning rate where none is given.
+pub fn default_lr(architecture: Architecture, d_sae: usize) -> f64 {
+    match architecture {
+        Architecture::TopK | Architecture::BatchTopK | Architecture::Matryoshka => {
+            2e-4 / (d_sae as f64 / REFERENCE_WIDTH).sqrt()
+        }
+        Architecture::JumpRelu => 7e-5,
+        Architecture::Gated => 5e-5,
+        Architecture::Standard | Architecture::PAnneal => 1e-3,
     }
 }

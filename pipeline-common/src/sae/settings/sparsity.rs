@@ -141,6 +141,22 @@ impl SparsityArgs {
         })
     }
 
+    /// Mean of active latents a row over so many steps, where the settings decide it.
+    pub fn active(&self, architecture: Architecture, d_in: usize, steps: u64) -> Option<f64> {
+        let target = architecture == Architecture::JumpRelu && self.l0_mode == L0Mode::Target;
+        if !architecture.is_top_k() {
+            return target.then_some(self.target_l0);
+        }
+        let (k, falls) = (f64::from(self.top_k), self.k_anneal.min(steps) as f64);
+        if self.k_anneal == 0 {
+            return Some(k);
+        }
+        let fall = self.k_start(d_in) as f64 - k;
+        // A straight line, of which a short training sees the first part alone.
+        let mean = 1.0 - 0.5 * falls / self.k_anneal as f64;
+        Some(k + fall * mean * falls / steps as f64)
+    }
+
     /// Dead latents used a row by the auxiliary loss.
     pub fn k_aux(&self, d_in: usize) -> usize {
         self.k_aux.map_or(d_in / 2, |k| k as usize).max(1)
@@ -154,6 +170,15 @@ impl SparsityArgs {
 
     fn k_start(&self, d_in: usize) -> usize {
         self.k_start.map_or(d_in, |k| k as usize)
+    }
+
+    /// Reconstructions of nested parts of the latents.
+    pub fn groups(&self, architecture: Architecture) -> usize {
+        let whole = self.prefixes.last() == Some(&1.0);
+        match architecture {
+            Architecture::Matryoshka => self.prefixes.len() + usize::from(!whole),
+            _ => 1,
+        }
     }
 
     fn top_k(&self, among: Among, d_in: usize, steps: u64) -> TopK {

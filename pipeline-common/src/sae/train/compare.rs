@@ -151,8 +151,7 @@ impl Run {
         let (history, timing) = curves::read(&self.run_dir);
         let last = history.last();
         let held_out = last.and_then(|record| record.validation);
-        let seconds: f64 = timing.iter().map(|pace| pace.seconds).sum();
-        let rows: f64 = timing.iter().map(|pace| pace.seconds * pace.tokens_per_second).sum();
+        let speed = curves::speed(&timing);
         Ok(Outcome {
             entry: &self.entry,
             run_id: &self.run_id,
@@ -163,8 +162,8 @@ impl Run {
             l0: held_out.map(|v| v.l0).or(last.map(|record| record.l0)),
             dead_fraction: last.map(|record| record.dead_fraction),
             loss: last.map(|record| record.loss),
-            tokens_per_second: (seconds > 0.0).then(|| rows / seconds),
-            hours: seconds / 3600.0,
+            tokens_per_second: speed.map(|(_, rate)| rate),
+            hours: speed.map_or(0.0, |(seconds, _)| seconds / 3600.0),
             history,
         })
     }

@@ -8,9 +8,9 @@ use std::{
 use serde_json::{Map, json};
 
 use super::{
-    TrainSae,
     record::{Claim, SCHEMA, TrainingMeta},
     session::{Intervals, Resampling, Session, Spent},
+    stage::SubjectArgs,
 };
 use crate::{
     capture::{CaptureMeta, meta::HookRecord},
@@ -21,36 +21,48 @@ use crate::{
         curves::{self, Curves, Marks},
         formats::saelens::{self, About},
         history::Validation,
-        init::{Start, initialise},
         rows::{Rows, Side},
         settings::{InputNorm, Plan},
         trainer::{State, Trainer},
         variant::Losses,
     },
     shard::{ShardSet, format, reader::MANIFEST},
-    stage::{Context, Failure, Result, atomic, lock::Lock, progress::thousands, store::Pointer},
+    stage::{
+        CommonArgs, Context, Failure, Result, atomic, lock::Lock, progress::thousands,
+        store::Pointer,
+    },
 };
 
 /// What is trained under which name; its rows are not opened yet.
 pub struct Subject {
-    pub settings: TrainSae,
+    /// What is asked for.
+    pub settings: SubjectArgs,
     /// With the settings' origins.
     pub context: Context,
+    /// Finds the store's runs.
     pub reader: Reader,
+    /// What the rows were captured from.
     pub capture: CaptureMeta,
     capture_dir: PathBuf,
     /// blake3 of the capture's manifest.
     manifest: String,
+    /// The hook whose rows are encoded.
     pub hook: HookRecord,
+    /// A transcoder's target.
     pub target: Option<HookRecord>,
+    /// The training's name.
     pub run_id: String,
+    /// Its directory, which need not exist.
     pub run_dir: PathBuf,
 }
 
 /// A subject with its rows.
 pub struct Job {
+    /// What is trained.
     pub subject: Subject,
+    /// On what.
     pub rows: Rows,
+    /// The settings, for these rows.
     pub plan: Plan,
 }
 
@@ -72,8 +84,12 @@ impl Subject {
     /// # Errors
     /// A usage failure for hooks that the capture does not have; an input failure without a
     /// complete capture.
-    pub fn new(settings: TrainSae, context: Context, name: Option<&str>) -> Result<Self> {
-        let common = &settings.common;
+    pub fn new(
+        common: &CommonArgs,
+        settings: SubjectArgs,
+        context: Context,
+        name: Option<&str>,
+    ) -> Result<Self> {
         let reader = settings.reader.reader(common)?;
         let (capture_id, capture_dir) = reader.find(common.run_id.as_deref(), Pointer::Capture)?;
         let capture = CaptureMeta::read_complete(&capture_dir)?;
@@ -287,12 +303,9 @@ impl Job {
     }
 
     fn first_parameters(&self) -> Parameters {
-        let train = &self.subject.settings.train;
         let mut sample = vec![];
         self.rows.output().gather(&self.rows.sample(self.data_seed()), &mut sample);
-        let tied = self.subject.target.is_none();
-        let threshold = train.sparsity.init_threshold as f32;
-        initialise(self.plan.shape, &sample, train.seed, Start { tied, threshold })
+        self.subject.settings.train.first_parameters(&self.plan, &sample)
     }
 
     /// What the page of curves says besides.

@@ -10,6 +10,8 @@ use crate::{sae::rows::Rows, shard::Order};
 
 /// Batches that are read ahead.
 const AHEAD: usize = 2;
+/// Batches in memory: those, one that is being read, and one that is in use.
+pub const BATCHES: u64 = AHEAD as u64 + 2;
 
 /// One batch, scaled.
 #[derive(Debug, Default)]

@@ -11,6 +11,8 @@ use crate::{
 
 /// Version of a training run's `meta.json`.
 pub const SCHEMA: u32 = 1;
+/// What a run was begun with.
+const CLAIM: &str = "config.json";
 
 /// What a training run says about itself, in `meta.json`; written last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,19 +83,29 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Reads a run's file; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`SaeError::Format`] for a file that is not one; I/O errors.
+    pub fn read(run_dir: &Path) -> Result<Option<Self>> {
+        let path = run_dir.join(CLAIM);
+        let bytes = match fs_err::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let claim = serde_json::from_slice(&bytes)
+            .map_err(|e| SaeError::Format { path, reason: e.to_string() })?;
+        Ok(Some(claim))
+    }
+
     /// Records input and settings at the first start and compares them at every later one:
     /// without RUN_ID a newer capture may have taken the place of the first.
     ///
     /// # Errors
     /// A usage failure if anything differs; I/O errors.
     pub fn agree(&self, context: &Context, run_dir: &Path, run_id: &str) -> Result<()> {
-        let path = run_dir.join("config.json");
-        let stored: Self = match fs_err::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(atomic::write_json(&path, self)?);
-            }
-            other => serde_json::from_slice(&other?)
-                .map_err(|e| SaeError::Format { path, reason: e.to_string() })?,
+        let Some(stored) = Self::read(run_dir)? else {
+            return Ok(atomic::write_json(&run_dir.join(CLAIM), self)?);
         };
         if stored.subject() != self.subject() {
             let what = format!(

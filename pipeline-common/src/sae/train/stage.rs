@@ -2,9 +2,10 @@
 
 use std::{ops::Range, path::PathBuf};
 
-use clap::{Parser, builder::BoolishValueParser};
+use clap::{Args, Parser, builder::BoolishValueParser};
 
 use super::{
+    budget::Budget,
     compare::Comparison,
     job::{Job, Subject},
     together,
@@ -31,6 +32,30 @@ Examples:
   RUN_ID=my-capture 02_train_sae --check         what it would cost
   sbatch slurm/submit_train_sae.sh               the same as a SLURM job";
 
+/// What is trained, and on which rows.
+#[derive(Args, Clone, Debug)]
+pub struct SubjectArgs {
+    /// How.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Name of the training run [default: made from the capture and the settings]
+    #[arg(long, env, value_name = "NAME")]
+    pub sae_run_id: Option<String>,
+    /// Which of the capture's hooks to train on, where it has several
+    #[arg(long, env, value_name = "NAME")]
+    pub hook: Option<String>,
+    /// Train a transcoder: reconstruct this hook's rows from those of HOOK
+    #[arg(long, env, value_name = "NAME")]
+    pub target_hook: Option<String>,
+    /// Give the transcoder a linear path around its latents
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
+    pub skip: bool,
+    /// Where shards are read from.
+    #[command(flatten)]
+    pub reader: ReaderArgs,
+}
+
 /// Trains sparse autoencoders on captured activations.
 ///
 /// Reads the newest complete capture (or RUN_ID) and writes a SAELens directory under
@@ -42,20 +67,7 @@ pub struct TrainSae {
     #[command(flatten)]
     pub(super) common: CommonArgs,
     #[command(flatten)]
-    pub(super) train: TrainArgs,
-    /// Name of the training run [default: made from the capture and the settings]
-    #[arg(long, env, value_name = "NAME")]
-    pub(super) sae_run_id: Option<String>,
-    /// Which of the capture's hooks to train on, where it has several
-    #[arg(long, env, value_name = "NAME")]
-    pub(super) hook: Option<String>,
-    /// Train a transcoder: reconstruct this hook's rows from those of HOOK
-    #[arg(long, env, value_name = "NAME")]
-    pub(super) target_hook: Option<String>,
-    /// Give the transcoder a linear path around its latents
-    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set)]
-    pub(super) skip: bool,
+    pub(super) subject: SubjectArgs,
     /// YAML list of settings, each for an SAE of its own, called SAE_RUN_ID-NAME after the entry's
     /// `name` or its number: all are trained in one read of the rows, or each by the element of a
     /// job array that has its number
@@ -69,8 +81,6 @@ pub struct TrainSae {
           default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set,
           help_heading = "Sweep")]
     compare: bool,
-    #[command(flatten)]
-    pub(super) reader: ReaderArgs,
 }
 
 impl Stage for TrainSae {
@@ -118,12 +128,14 @@ impl TrainSae {
             .hint("set DEVICE=cpu or leave it at auto"));
         }
         let Some(sweep) = &self.sweep else {
-            return Ok((vec![Subject::new(self.clone(), context.clone(), None)?], None));
+            let subject = Subject::new(&self.common, self.subject.clone(), context.clone(), None)?;
+            return Ok((vec![subject], None));
         };
         let entries = entries::read::<Self>(sweep)?;
         let subject = |entry: &Entry| {
             let (settings, config) = entry.resolve::<Self>()?;
-            Subject::new(settings, Context { config, ..context.clone() }, Some(&entry.name))
+            let context = Context { config, ..context.clone() };
+            Subject::new(&settings.common, settings.subject, context, Some(&entry.name))
         };
         let subjects = entries.iter().map(subject).collect::<Result<Vec<_>>>()?;
         for (i, subject) in subjects.iter().enumerate() {
@@ -133,7 +145,7 @@ impl TrainSae {
                 return Err(Failure::usage(what));
             }
         }
-        let comparison = Comparison::new(self.sae_run_id.as_deref(), &entries, &subjects);
+        let comparison = Comparison::new(self.subject.sae_run_id.as_deref(), &entries, &subjects);
         Ok((subjects, Some(comparison)))
     }
 
@@ -156,32 +168,26 @@ impl TrainSae {
 
 /// What a training costs.
 fn cost(job: &Job) -> String {
-    let (subject, plan, shape) = (&job.subject, &job.plan, job.plan.shape);
-    let (train, threads) = (&subject.settings.train, subject.context.threads);
-    let weights = shape.d_sae * (shape.d_in + shape.d_out) * size_of::<f32>();
-    let copies = if plan.optimiser.ema.is_some() { 13 } else { 11 };
-    // Parameters, two moments, gradients, and at the end a copy and its transpose; one batch of
-    // inputs, errors and sparse latents.
-    let memory = copies * weights / 2 + 4 * plan.batch * shape.d_in * size_of::<f32>() + (48 << 20);
-    let flop =
-        2.0 * (plan.step_rows() * plan.schedule.steps) as f64 * (shape.d_in * shape.d_sae) as f64;
-    // Checkpoints of parameters and moments, one more while it is written, the result.
-    let disk = (3 * (train.keep_checkpoints as usize + 1) + 1) * weights;
+    let (subject, plan) = (&job.subject, &job.plan);
+    let budget = Budget::new(&subject.settings.train, plan, None);
+    let products = budget.tokens as f64 * budget.flop.encoder;
     format!(
         "run         {}\ncapture     {} ({} rows)\nhook        {} (d_in {})\nSAE         {:?}, d_sae {}\n\
          steps       {} of {} rows, {} held out\nmemory      {}\ndisk        {}\n\
-         arithmetic  {flop:.3e} FLOP in encoder products alone, on {threads} threads\n",
+         arithmetic  {:.3e} FLOP, {products:.3e} of them in the encoder's products, on {} threads\n",
         subject.run_id,
         subject.capture.run_id,
         thousands(job.rows.input.set.rows() as u64),
         subject.hooks(),
-        shape.d_in,
-        train.sae_arch,
-        shape.d_sae,
-        thousands(plan.schedule.steps),
-        thousands(plan.step_rows()),
+        plan.shape.d_in,
+        subject.settings.train.sae_arch,
+        plan.shape.d_sae,
+        thousands(budget.steps),
+        thousands(budget.step_rows),
         thousands(job.rows.held_out.len() as u64),
-        bytes(memory as u64),
-        bytes(disk as u64),
+        bytes(budget.memory.total()),
+        bytes(budget.disk),
+        budget.total_flop(),
+        subject.context.threads,
     )
 }

@@ -26,7 +26,7 @@ use crate::{
 
 /// A block is sparse where at most one in so many of its entries has a gradient: the sparse loops
 /// reach about an eighth of a product's rate.
-const SPARSE: usize = 10;
+pub const SPARSE: usize = 10;
 /// Latents that one task sums over the rows of a block.
 const COLUMNS: usize = 256;
 

@@ -1,11 +1,9 @@
 //! What a capture would cost: disk, arithmetic, hours.
 
-use std::time::Instant;
-
 use serde::Serialize;
 
 use crate::{
-    kernels::product::{Matrix, Write, product},
+    kernels::product::product_rate,
     model::{Hook, ModelInfo, flops_per_token},
 };
 
@@ -64,18 +62,4 @@ impl Estimate {
             gpu_hours: flop / GPU_RATE / 3600.0,
         }
     }
-}
-
-/// FLOP a second of a product that takes some milliseconds; the best of three.
-pub(crate) fn product_rate() -> f64 {
-    const N: usize = 512;
-    let (a, mut out) = (vec![1.0_f32; N * N], vec![0.0_f32; N * N]);
-    let mut seconds = || {
-        let began = Instant::now();
-        let (a, b) = (Matrix::new(&a, N, N), Matrix::new(&a, N, N));
-        product(a, b.t(), &mut out, Write::Replace);
-        began.elapsed().as_secs_f64()
-    };
-    let best = (0..3).map(|_| seconds()).fold(f64::INFINITY, f64::min);
-    2.0 * (N as f64).powi(3) / best.max(1e-9)
 }
