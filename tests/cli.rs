@@ -9,7 +9,7 @@ use std::{
 use clap::CommandFactory;
 use pipeline_common::{
     capture::{CaptureMeta, SaveActivations},
-    plan::DiscoverLayers,
+    plan::{DiscoverLayers, PlanRun},
     prepare::PrepareData,
     sae::{ConvertSae, EvaluateSae, TrainSae},
     stage::config::VARIABLES,
@@ -19,17 +19,17 @@ use pipeline_common::{
 };
 
 use super::workload::{
-    CONVERT, Contents, DISCOVER, EVALUATE, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY, Workload,
-    sentences, succeed,
+    CONVERT, Contents, DISCOVER, EVALUATE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY,
+    Workload, sentences, succeed,
 };
 
 /// Variables and arguments that mean the same.
 type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// Those that a configuration is for; the others have settings of the moment alone.
-const STAGES: [&str; 5] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER];
+const STAGES: [&str; 6] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER, PLAN];
 
-fn commands() -> [(&'static str, clap::Command); 9] {
+fn commands() -> [(&'static str, clap::Command); 10] {
     [
         (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
@@ -40,6 +40,7 @@ fn commands() -> [(&'static str, clap::Command); 9] {
         (VERIFY, VerifyShards::command()),
         (CONVERT, ConvertSae::command()),
         (EVALUATE, EvaluateSae::command()),
+        (PLAN, PlanRun::command()),
     ]
 }
 

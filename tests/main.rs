@@ -14,6 +14,7 @@ mod hostile;
 mod hub;
 mod interop;
 mod kill;
+mod plan;
 mod policy;
 mod prepare;
 mod presets;

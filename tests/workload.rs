@@ -36,6 +36,7 @@ pub const STATUS: &str = env!("CARGO_BIN_EXE_pipeline_status");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify_shards");
 pub const CONVERT: &str = env!("CARGO_BIN_EXE_convert_sae");
 pub const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate_sae");
+pub const PLAN: &str = env!("CARGO_BIN_EXE_plan_run");
 
 /// The job in a directory of its own.
 pub struct Workload {

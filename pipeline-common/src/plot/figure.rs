@@ -68,19 +68,29 @@ impl Figure {
     pub fn new(title: &str, x_name: &'static str, series: Vec<Series>) -> Self {
         let heights = series.iter().flat_map(|s| s.points.iter().map(|(_, y)| *y));
         let scale = Scale::fitting(heights);
-        Self::scaled(title, x_name, scale, series)
+        Self::scaled(title, x_name, (Scale::Linear, scale), series)
     }
 
     /// As [`Self::new`], with a linear vertical axis.
     pub fn linear(title: &str, x_name: &'static str, series: Vec<Series>) -> Self {
-        Self::scaled(title, x_name, Scale::Linear, series)
+        Self::scaled(title, x_name, (Scale::Linear, Scale::Linear), series)
     }
 
-    fn scaled(title: &str, x_name: &'static str, scale: Scale, series: Vec<Series>) -> Self {
+    /// As [`Self::new`], with logarithmic axes: power laws are straight lines. All values are above 0.
+    pub fn powers(title: &str, x_name: &'static str, series: Vec<Series>) -> Self {
+        Self::scaled(title, x_name, (Scale::Log, Scale::Log), series)
+    }
+
+    fn scaled(
+        title: &str,
+        x_name: &'static str,
+        (x_scale, y_scale): (Scale, Scale),
+        series: Vec<Series>,
+    ) -> Self {
         let series: Vec<Series> = series.into_iter().filter(|s| !s.points.is_empty()).collect();
         let points = || series.iter().flat_map(|s| s.points.iter().copied());
-        let x = Axis::tight(points().map(|(x, _)| x), Scale::Linear);
-        let y = Axis::rounded(points().map(|(_, y)| y), scale);
+        let x = Axis::tight(points().map(|(x, _)| x), x_scale);
+        let y = Axis::rounded(points().map(|(_, y)| y), y_scale);
         Self { title: title.to_owned(), x_name, x, y, series }
     }
 

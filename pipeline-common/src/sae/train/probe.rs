@@ -44,6 +44,11 @@ impl Sample {
         input.iter_mut().for_each(|x| *x *= scale);
         Self { input, target: None }
     }
+
+    /// How many rows of this width.
+    pub fn rows(&self, d_in: usize) -> usize {
+        self.input.len() / d_in
+    }
 }
 
 /// What a step takes.
@@ -97,6 +102,6 @@ pub fn probe(
         seconds = [seconds[0] + rows, seconds[1] + update];
         steps += 1.0;
     }
-    let rows = (input.len() / plan.shape.d_in) as f64;
+    let rows = sample.rows(plan.shape.d_in) as f64;
     Ok(Pace { row: seconds[0] / steps / rows, step: seconds[1] / steps })
 }
