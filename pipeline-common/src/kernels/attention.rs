@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::ops::softmax_last_dim;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
@@ -18,6 +19,8 @@ use super::{
 
 /// Queries of one task: bounds the score matrix to `QUERIES` rows whatever the sentence's length.
 const QUERIES: usize = 128;
+/// Scores at a time on a GPU, all heads of all sentences: 256 MiB.
+const SCORES: usize = 64 << 20;
 
 /// The heads of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,39 +220,109 @@ fn softmax(row: &mut [f32], seen: usize) {
     future.fill(0.0);
 }
 
-/// The formula in candle's operations, a sentence at a time.
+/// The formula in candle's operations, for any device and format: sentences of like length are padded
+/// and computed together, since a GPU waits for each operation as long as a small one takes.
 fn portable(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], heads: Heads) -> Result<Tensor> {
-    let group = heads.heads / heads.kv_heads;
-    let mut mixed = Vec::with_capacity(starts.len());
-    for w in starts.windows(2).filter(|w| w[0] < w[1]) {
-        let n = w[1] - w[0];
-        let split = |x: &Tensor, count: usize| {
-            x.narrow(0, w[0], n)?.reshape((n, count, heads.d))?.transpose(0, 1)?.contiguous()
-        };
-        let repeat = |x: Tensor| {
-            let shape = (heads.kv_heads, group, n, heads.d);
-            x.unsqueeze(1)?.broadcast_as(shape)?.reshape((heads.heads, n, heads.d))
-        };
-        let (q, k, v) = (
-            split(q, heads.heads)?,
-            repeat(split(k, heads.kv_heads)?)?,
-            repeat(split(v, heads.kv_heads)?)?,
-        );
-        let scores = q.matmul(&k.t()?.contiguous()?)?.to_dtype(DType::F32)?;
-        let mut scores = (scores / (heads.d as f64).sqrt())?;
-        if heads.causal {
-            scores = scores.broadcast_add(&future(n, scores.device())?)?;
+    let mut sentences: Vec<Range<usize>> =
+        starts.windows(2).map(|w| w[0]..w[1]).filter(|s| !s.is_empty()).collect();
+    sentences.sort_by_key(Range::len);
+    let (mut mixed, mut padded) = (vec![], 0);
+    // Of each row, its place among the padded ones.
+    let mut places = vec![0_u32; q.dim(0)?];
+    for group in groups(&sentences, heads.heads) {
+        let longest = group.last().map_or(0, Range::len);
+        for (i, sentence) in group.iter().enumerate() {
+            let first = padded + i * longest;
+            places[sentence.clone()].iter_mut().zip(first..).for_each(|(p, at)| *p = at as u32);
         }
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
-        mixed.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((n, heads.heads * heads.d))?);
+        padded += group.len() * longest;
+        mixed.push(Padded::new(group, q.device())?.attention(q, k, v, heads)?);
     }
-    if mixed.is_empty() { q.zeros_like() } else { Tensor::cat(&mixed, 0) }
+    if mixed.is_empty() {
+        return q.zeros_like();
+    }
+    Tensor::cat(&mixed, 0)?.index_select(&Tensor::new(places, q.device())?, 0)
 }
 
-/// [n, n]: negative infinity where the key comes after the query.
-fn future(n: usize, device: &candle_core::Device) -> Result<Tensor> {
-    let mask = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
-    Tensor::from_vec::<_, f32>(mask, (n, n), device)
+/// Sentences that ascend in length, parted where padding would cost much or scores get too many.
+fn groups(sentences: &[Range<usize>], heads: usize) -> Vec<&[Range<usize>]> {
+    let (mut groups, mut begin) = (vec![], 0);
+    for (i, sentence) in sentences.iter().enumerate() {
+        let n = sentence.len();
+        let unlike = n.div_ceil(QUERIES) > sentences[begin].len().div_ceil(QUERIES);
+        if i > begin && (unlike || (i + 1 - begin) * heads * n * n > SCORES) {
+            groups.push(&sentences[begin..i]);
+            begin = i;
+        }
+    }
+    if begin < sentences.len() {
+        groups.push(&sentences[begin..]);
+    }
+    groups
+}
+
+/// Sentences padded to the longest, which repeat their last row.
+struct Padded {
+    /// Padded row to row, `[count · n]`.
+    rows: Tensor,
+    /// `[count, 1, 1, n]`: negative infinity for keys behind a sentence's end.
+    ends: Tensor,
+    count: usize,
+    n: usize,
+}
+
+impl Padded {
+    fn new(sentences: &[Range<usize>], device: &Device) -> Result<Self> {
+        let (count, n) = (sentences.len(), sentences.last().map_or(0, Range::len));
+        let row = |s: &Range<usize>, t: usize| (s.start + t.min(s.len() - 1)) as u32;
+        let rows: Vec<u32> =
+            sentences.iter().flat_map(|s| (0..n).map(move |t| row(s, t))).collect();
+        let end = |s: &Range<usize>, t: usize| if t < s.len() { 0.0 } else { f32::NEG_INFINITY };
+        let ends: Vec<f32> =
+            sentences.iter().flat_map(|s| (0..n).map(move |t| end(s, t))).collect();
+        let ends = Tensor::from_vec(ends, (count, 1, 1, n), device)?;
+        Ok(Self { rows: Tensor::new(rows, device)?, ends, count, n })
+    }
+
+    /// `[count · n, heads · d]`.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+        let (count, n, d) = (self.count, self.n, heads.d);
+        let split = |x: &Tensor, heads: usize| {
+            let x = x.index_select(&self.rows, 0)?.reshape((count, n, heads, d))?;
+            x.transpose(1, 2)?.contiguous()
+        };
+        let (q, k, v) =
+            (split(q, heads.heads)?, split(k, heads.kv_heads)?, split(v, heads.kv_heads)?);
+        let block = (SCORES / (count * heads.heads * n)).clamp(1, n);
+        let mut mixed = vec![];
+        for begin in (0..n).step_by(block) {
+            let end = n.min(begin + block);
+            let seen = if heads.causal { end } else { n };
+            // Query heads of one key-value head lie one after the other.
+            let shape = (count, heads.kv_heads, (end - begin) * heads.heads / heads.kv_heads, d);
+            let q = q.narrow(2, begin, end - begin)?.reshape(shape)?;
+            let (k, v) = (k.narrow(2, 0, seen)?, v.narrow(2, 0, seen)?);
+            let scores = q.matmul(&k.contiguous()?.t()?)?.to_dtype(DType::F32)?;
+            let scores = scores.reshape((count, heads.heads, end - begin, seen))?;
+            let scores = (scores * (d as f64).sqrt().recip())?;
+            // A sentence's own queries see none of the rows behind it if they see no later ones.
+            let mask =
+                if heads.causal { future(begin..end, q.device())? } else { self.ends.clone() };
+            let weights = softmax_last_dim(&scores.broadcast_add(&mask)?)?.to_dtype(v.dtype())?;
+            let (rows, width) = (shape.2, seen);
+            let weights = weights.reshape((count, heads.kv_heads, rows, width))?;
+            let part = weights.matmul(&v.contiguous()?)?;
+            mixed.push(part.reshape((count, heads.heads, end - begin, d))?);
+        }
+        Tensor::cat(&mixed, 2)?.transpose(1, 2)?.reshape((count * n, heads.heads * d))
+    }
+}
+
+/// `[queries, queries.end]`: negative infinity where the key comes after the query.
+fn future(queries: Range<usize>, device: &Device) -> Result<Tensor> {
+    let shape = (queries.len(), queries.end);
+    let row = |i: usize| (0..shape.1).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 });
+    Tensor::from_vec(queries.flat_map(row).collect::<Vec<f32>>(), shape, device)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Rotary position embedding: pairs (i, i + d/2) of each head turn by an angle of their position.
 
 use candle_core::{D, Result, Tensor};
+use candle_nn::rotary_emb::rope_thd;
 
 use super::{
     host::{by_chunks, tensor, view},
@@ -44,16 +45,12 @@ fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
     }
 }
 
+/// As candle has it, for any device and format.
 fn portable(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let half = cos.dim(D::Minus1)?;
-    let x = x.reshape((rows, width / (2 * half), 2 * half))?;
-    let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
-    let (cos, sin) =
-        (cos.unsqueeze(1)?.to_dtype(x.dtype())?, sin.unsqueeze(1)?.to_dtype(x.dtype())?);
-    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
-    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[y1, y2], 2)?.reshape((rows, width))
+    let ((rows, width), half) = (x.dims2()?, cos.dim(D::Minus1)?);
+    let heads = x.contiguous()?.reshape((1, rows, width / (2 * half), 2 * half))?;
+    let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
+    rope_thd(&heads, &cos, &sin)?.reshape((rows, width))
 }
 
 #[cfg(test)]

@@ -16,8 +16,11 @@ use crate::{
 /// Finished trainings, what they have in common, and what follows for the planned one.
 #[derive(Debug, Serialize)]
 pub(super) struct Forecast {
-    /// What the laws are of.
+    /// All of them.
     pub runs: Vec<Finished>,
+    /// Sizes and FVU of those with the best learning rate of their size: what the law of FVU is of.
+    #[serde(skip)]
+    pub best: Vec<(Sizes, f64)>,
     /// How large the planned one is.
     pub planned: Sizes,
     /// The law of FVU.
@@ -78,11 +81,13 @@ impl Forecast {
         let points: Vec<Point> = runs.iter().map(Finished::point).collect();
         let groups = groups(&points);
         let mut notes = vec![];
-        let fvu = extrapolate(&at_best_rates(&groups), &sizes)
-            .map_err(|unfit| notes.push(reason("FVU", &unfit)))
-            .ok();
+        let best = at_best_rates(&groups);
+        let fvu =
+            extrapolate(&best, &sizes).map_err(|unfit| notes.push(reason("FVU", &unfit))).ok();
         let optima: Vec<Optimum> = groups.iter().filter_map(Group::optimum).collect();
-        let rates: Vec<(Sizes, f64)> = optima.iter().map(|o| (o.sizes, o.lr)).collect();
+        // One at the edge says only that the best is not on this side of it.
+        let rates: Vec<(Sizes, f64)> =
+            optima.iter().filter(|o| !o.at_edge).map(|o| (o.sizes, o.lr)).collect();
         let best_lr = if rates.is_empty() { None } else { extrapolate(&rates, &sizes).ok() };
         let (lr, lr_from) = match (&best_lr, nearest(&optima, &sizes)) {
             _ if context.config.given("lr") => (plan.lr, LrFrom::Given),
@@ -90,6 +95,13 @@ impl Forecast {
             (None, Some(optimum)) => (scaled(optimum, train.sae_arch, &sizes), LrFrom::NearestSize),
             (None, None) => (plan.lr, LrFrom::Default),
         };
+        let once = groups.len() - optima.len();
+        if once > 0 && !optima.is_empty() {
+            notes.push(format!(
+                "of {} sizes {once} have one learning rate alone: their FVU may not be the best they can have",
+                groups.len()
+            ));
+        }
         notes.extend(warnings(&optima, &points, &sizes));
         let differing = runs::differing(&runs, &context.config.scientific());
         if !differing.is_empty() {
@@ -98,7 +110,7 @@ impl Forecast {
                 differing.join(", ")
             ));
         }
-        Ok(Self { runs, planned: sizes, fvu, optima, best_lr, lr, lr_from, notes })
+        Ok(Self { runs, best, planned: sizes, fvu, optima, best_lr, lr, lr_from, notes })
     }
 }
 

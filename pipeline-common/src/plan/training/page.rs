@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     plot::{Figure, Series, tidy},
-    stage::Result,
+    stage::{Result, progress::thousands},
 };
 
 /// Points of a law's line.
@@ -35,7 +35,7 @@ struct Page<'a> {
 pub(super) fn render(answer: &Answer) -> Result<String> {
     let forecast = answer.forecast.as_ref();
     let page = Page {
-        title: format!("{}, {} latents", answer.architecture, tidy(answer.d_sae as f64)),
+        title: format!("{}, {} latents", answer.architecture, thousands(answer.d_sae as u64)),
         costs: costs(answer),
         findings: forecast.map(findings).unwrap_or_default(),
         notes: forecast.map_or(&[], |f| &f.notes),
@@ -47,8 +47,7 @@ pub(super) fn render(answer: &Answer) -> Result<String> {
 }
 
 fn figures(forecast: &Forecast) -> Vec<Figure> {
-    let measured: Vec<(Sizes, f64)> = forecast.runs.iter().map(|r| (r.sizes, r.fvu)).collect();
-    let mut figures = by_quantity("FVU", forecast.fvu.as_ref(), &measured, &forecast.planned);
+    let mut figures = by_quantity("FVU", forecast.fvu.as_ref(), &forecast.best, &forecast.planned);
     let tried = forecast
         .optima
         .iter()

@@ -2,7 +2,11 @@
 
 use serde_yaml::{Mapping, Value};
 
-use super::{answer::Answer, forecast::LrFrom};
+use super::{
+    answer::Answer,
+    forecast::LrFrom,
+    table::{findings, hours},
+};
 use crate::{
     sae::train::TrainSae,
     stage::{Context, Result, Stage},
@@ -48,13 +52,16 @@ fn rounded(x: f64) -> f64 {
 /// What was expected when it was planned.
 fn remarks(answer: &Answer) -> String {
     let mut out = format!(
-        "# By plan_run: {:.1} hours at {:.0} tokens a second; sbatch --time={} --mem={}\n",
-        answer.hours, answer.rate.tokens_per_second, answer.sbatch.time, answer.sbatch.mem
+        "# By plan_run: {} at {:.0} tokens a second; sbatch --time={} --mem={}\n",
+        hours(answer.hours),
+        answer.rate.tokens_per_second,
+        answer.sbatch.time,
+        answer.sbatch.mem
     );
     let Some(forecast) = &answer.forecast else { return out };
     let names: Vec<&str> = forecast.runs.iter().map(|run| run.run_id.as_str()).collect();
     out += &format!("# From {}\n", names.join(", "));
-    for (key, value) in super::table::findings(forecast) {
+    for (key, value) in findings(forecast) {
         out += &format!("# {key:8}{value}\n");
     }
     out

@@ -32,13 +32,13 @@ fn lines(rows: &[(&str, String)]) -> String {
 
 /// What it costs.
 pub(super) fn costs(answer: &Answer) -> Vec<(&'static str, String)> {
-    let (budget, flop, memory) = (&answer.budget, &answer.budget.flop, &answer.budget.memory);
+    let (budget, flop) = (&answer.budget, &answer.budget.flop);
     let k = answer.k.map_or(String::new(), |k| format!(", k {}", tidy(k)));
     let capture = answer.capture.as_deref().unwrap_or("none yet: only D_IN is known");
     let hooks = answer.hooks.as_deref().unwrap_or("-");
     let dense = if budget.active.is_none() { ", were all latents active" } else { "" };
     let share = |part: f64| format!("{:.0} %", 100.0 * part / flop.total());
-    vec![
+    let mut rows = vec![
         ("capture", capture.to_owned()),
         ("hook", format!("{hooks} (d_in {})", answer.d_in)),
         (
@@ -78,6 +78,15 @@ pub(super) fn costs(answer: &Answer) -> Vec<(&'static str, String)> {
                 share(flop.auxiliary_at_most)
             ),
         ),
+    ];
+    rows.extend(demands(answer));
+    rows
+}
+
+/// What it takes of a machine.
+fn demands(answer: &Answer) -> Vec<(&'static str, String)> {
+    let (budget, memory) = (&answer.budget, &answer.budget.memory);
+    vec![
         ("speed", speed(answer)),
         ("time", hours(answer.hours)),
         (
@@ -92,11 +101,17 @@ pub(super) fn costs(answer: &Answer) -> Vec<(&'static str, String)> {
         (
             "memory",
             format!(
-                "{}: {} B of state a parameter ({}), gradients {}, encoder for products {}, a batch's work {}, end {}",
+                "{}: parameters and moments {} ({} B a parameter), gradients {}",
                 bytes(memory.total()),
-                memory.state_bytes_per_parameter,
                 bytes(memory.parameters + memory.moments),
-                bytes(memory.gradients),
+                memory.state_bytes_per_parameter,
+                bytes(memory.gradients)
+            ),
+        ),
+        (
+            "",
+            format!(
+                "the encoder as products read it {}, batches {}, the result {}",
                 bytes(memory.encoder),
                 bytes(memory.batch + memory.loader),
                 bytes(memory.result)
@@ -128,7 +143,8 @@ fn speed(answer: &Answer) -> String {
     }
 }
 
-fn hours(hours: f64) -> String {
+/// A time as people say it.
+pub(super) fn hours(hours: f64) -> String {
     match hours {
         h if h < 1.0 => format!("{:.1} min", h * 60.0),
         h if h < 48.0 => format!("{h:.1} h"),
