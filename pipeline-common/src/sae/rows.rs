@@ -63,6 +63,13 @@ impl Rows {
         Order::new(seed, &self.train, self.input.set.d_in() * 2)
     }
 
+    /// Asks for rows that are contiguous on disk before they are gathered.
+    pub fn fetch(&self, rows: Range<usize>) {
+        std::iter::once(&self.input)
+            .chain(&self.target)
+            .for_each(|side| side.set.fetch(rows.clone()));
+    }
+
     /// The first rows of the first epoch.
     pub fn sample(&self, seed: u64) -> Vec<usize> {
         let (mut order, mut rows) = (self.order(seed), vec![]);

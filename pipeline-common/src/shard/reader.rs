@@ -1,9 +1,12 @@
 //! All rows of one hook of a complete run, memory-mapped.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use half::{f16, slice::HalfFloatSliceExt};
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
 use super::{Committed, HookFile, ShardError, Stats, TokenFile, format, manifest};
 
@@ -126,6 +129,18 @@ impl ShardSet {
     /// Statistics over all rows.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Asks the system to read these rows, of one shard, in one piece and in the background.
+    pub fn fetch(&self, rows: Range<usize>) {
+        let shard = self.starts.partition_point(|start| *start <= rows.start) - 1;
+        let (first, width) = (self.starts[shard], self.d_in * size_of::<f16>());
+        let Shard { map, begin, .. } = &self.shards[shard];
+        let (from, bytes) = (begin + (rows.start - first) * width, rows.len() * width);
+        // Only a hint: without it pages are read one by one when they are used.
+        if let Err(error) = map.advise_range(Advice::WillNeed, from, bytes) {
+            tracing::debug!("no reading ahead in {}: {error}", self.run_dir.display());
+        }
     }
 
     /// Number of shards.
@@ -303,5 +318,54 @@ pub(crate) mod tests {
         let mut scaled = ActivationWriter::create(&path, "h", 2, 0.5, vec![]).unwrap();
         scaled.append(&mut [70_000.0, 1.0]).unwrap();
         assert!(!path.exists());
+    }
+
+    /// Pages of the shard's rows that are in memory, of those wholly within `rows`.
+    fn resident(set: &ShardSet, rows: Range<usize>) -> (usize, usize) {
+        let shard = &set.shards[0];
+        let width = set.d_in * size_of::<f16>();
+        let page = format::PAGE;
+        let first = (shard.begin + rows.start * width).next_multiple_of(page);
+        let bytes = (shard.begin + rows.end * width - first) / page * page;
+        let mut pages = vec![0_u8; bytes / page];
+        #[expect(unsafe_code, reason = "no safe call tells which pages are in memory")]
+        // SAFETY: the range lies in the map, and there is a byte for each of its pages.
+        let code = unsafe {
+            libc::mincore(
+                shard.map.as_ptr().add(first).cast_mut().cast(),
+                bytes,
+                pages.as_mut_ptr(),
+            )
+        };
+        assert_eq!(code, 0);
+        (pages.iter().filter(|page| **page & 1 == 1).count(), pages.len())
+    }
+
+    #[test]
+    fn rows_that_are_fetched_come_in_one_piece() {
+        // On a disk: what is on tmpfs cannot be dropped from memory.
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        write_run(dir.path(), &[8192], 512);
+        let set = ShardSet::open(dir.path(), "h").unwrap();
+        let file = fs_err::File::open(dir.path().join("h/shard-0-0.safetensors")).unwrap();
+        file.sync_all().unwrap();
+        let drop = || {
+            #[expect(unsafe_code, reason = "the pages go, and come back when they are read")]
+            // SAFETY: the map is of a file and is only read.
+            unsafe {
+                set.shards[0].map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed).unwrap();
+            }
+            rustix::fs::fadvise(file.file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        };
+        drop();
+        assert!(resident(&set, 0..8192).0 < 100, "pages that stay in memory say nothing");
+        set.fetch(2048..4096);
+        let begin = std::time::Instant::now();
+        while resident(&set, 2048..4096).0 < resident(&set, 2048..4096).1 {
+            assert!(begin.elapsed().as_secs() < 20, "{:?}", resident(&set, 2048..4096));
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let others = resident(&set, 5120..8192);
+        assert!(others.0 * 4 < others.1, "{others:?}");
     }
 }

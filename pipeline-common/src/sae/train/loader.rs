@@ -43,7 +43,9 @@ impl Loader {
             let mut numbers = vec![];
             for batch in batches {
                 let mut buffers = take.try_recv().unwrap_or_default();
-                order.batch(batch * rows_a_batch as u64, rows_a_batch, &mut numbers);
+                let position = batch * rows_a_batch as u64;
+                order.fetch(position).into_iter().for_each(|block| rows.fetch(block));
+                order.batch(position, rows_a_batch, &mut numbers);
                 rows.input.gather(&numbers, &mut buffers.input);
                 if let Some(target) = &rows.target {
                     target.gather(&numbers, buffers.target.get_or_insert_default());
