@@ -9,9 +9,15 @@ use std::{hint::black_box, io::Write, path::Path};
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
-use pipeline_common::shard::{
-    ActivationWriter, Committed, Dropped, HookFile, Order, ShardSet, Stats, Tokens, format,
-    manifest, reader::MANIFEST, tokens::Token,
+use pipeline_common::{
+    sae::{
+        rows::{Rows, Side},
+        train::loader::Loader,
+    },
+    shard::{
+        ActivationWriter, Committed, Dropped, HookFile, Order, ShardSet, Stats, Tokens, format,
+        manifest, reader::MANIFEST, tokens::Token,
+    },
 };
 
 /// SmolLM2-135M's width.
@@ -108,6 +114,30 @@ fn shards(c: &mut Criterion) {
         b.iter(|| permuted.iter().for_each(|r| set.read_row(*r, 1.0, black_box(&mut row))));
     });
     group.finish();
+    loader(c, set);
+}
+
+/// A training's batches, beside a copy: of each number the loader reads 2 bytes and writes 4, and a copy
+/// reads and writes 4.
+fn loader(c: &mut Criterion, set: ShardSet) {
+    let numbers = (set.rows() * D_IN) as u64;
+    let rows = Rows::new(Side { set, scale: 1.0 }, None, 0.0).unwrap();
+    let mut group = c.benchmark_group("loader");
+    group.sample_size(10).throughput(Throughput::Bytes(6 * numbers));
+    group.bench_function("epoch", |b| {
+        b.iter(|| {
+            std::thread::scope(|scope| {
+                let loader = Loader::start(scope, &rows, rows.order(1), 0..BATCHES as u64, BATCH);
+                while let Some(batch) = loader.next() {
+                    loader.reuse(black_box(batch));
+                }
+            });
+        });
+    });
+    let (from, mut to) = (vec![1_f32; BATCH * D_IN], vec![0_f32; BATCH * D_IN]);
+    group.throughput(Throughput::Bytes(8 * numbers)).bench_function("copy", |b| {
+        b.iter(|| (0..BATCHES).for_each(|_| black_box(&mut to).copy_from_slice(black_box(&from))));
+    });
 }
 
 criterion_group!(benches, shards);

@@ -1,4 +1,4 @@
-//! Rows a second of training steps, and of the kernels they are made of.
+//! Rows a second of training steps.
 //!
 //! `cargo bench -p pipeline-common --bench train`; one element is one row (one token).
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
@@ -6,11 +6,7 @@
 use candle_core::DType;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline_common::{
-    kernels::{
-        adam::AdamConfig,
-        product::{Matrix, Write, product},
-        topk::Candidates,
-    },
+    kernels::adam::AdamConfig,
     sae::{
         init::{Start, initialise},
         parameters::Shape,
@@ -89,26 +85,5 @@ fn jumprelu_step(c: &mut Criterion) {
     }
 }
 
-fn kernels(c: &mut Criterion) {
-    let mut group = c.benchmark_group("kernels");
-    group.sample_size(10);
-    let (d_in, d_sae, k, batch) = SHAPES[0];
-    let (x, w) = (rows(batch, d_in), rows(d_sae, d_in));
-    let mut pre = vec![0.0; batch * d_sae];
-    group.throughput(Throughput::Elements(batch as u64));
-    group.bench_function("encoder_product", |b| {
-        let (x, w) = (Matrix::new(&x, batch, d_in), Matrix::new(&w, d_sae, d_in).t());
-        b.iter(|| product(x, w, &mut pre, Write::Replace));
-    });
-    group.bench_function("top_k_one_thread", |b| {
-        let mut candidates = Candidates::default();
-        b.iter(|| {
-            pre.chunks_exact(d_sae)
-                .map(|row| candidates.top_k(row, k, 0.0, |_, _, _| ()))
-                .sum::<usize>()
-        });
-    });
-}
-
-criterion_group!(benches, topk_step, jumprelu_step, kernels);
+criterion_group!(benches, topk_step, jumprelu_step);
 criterion_main!(benches);

@@ -8,7 +8,7 @@
 pub mod budget;
 mod compare;
 mod job;
-mod loader;
+pub mod loader;
 pub mod probe;
 pub mod record;
 mod session;
