@@ -47,6 +47,27 @@ fn every_architecture_learns_and_can_be_read() {
 }
 
 #[test]
+fn products_in_bf16_leave_the_error_within_one_percent() {
+    let work = Workload::new(150);
+    work.succeed(SAVE, &[]);
+    for architecture in ["topk", "batchtopk", "jumprelu", "gated"] {
+        let held_out = |precision: &str| {
+            let run = format!("{architecture}-{precision}");
+            let own = [("SAE_ARCH", architecture), ("PRECISION", precision), ("SAE_RUN_ID", &run)];
+            let more = [("LR", "0.003"), ("BATCH_SIZE_TRAIN", "128"), ("VALIDATION", "0.1")];
+            work.succeed(TRAIN, &[&own[..], &more].concat());
+            let meta = fs_err::read(work.run(&run).join("meta.json")).unwrap();
+            let meta: Value = serde_json::from_slice(&meta).unwrap();
+            meta["validation"]["fvu"].as_f64().unwrap()
+        };
+        let (exact, rounded) = (held_out("f32"), held_out("bf16"));
+        assert!(exact < 0.9, "{architecture} learnt nothing: {exact}");
+        assert!((rounded / exact - 1.0).abs() < 0.01, "{architecture}: {rounded}, in f32 {exact}");
+        assert!(rounded != exact, "{architecture}: nothing was rounded");
+    }
+}
+
+#[test]
 fn a_transcoder_reconstructs_another_hook() {
     let work = Workload::new(100);
     work.succeed(SAVE, &[("HOOK", "mlp_in,mlp_out")]);

@@ -2,11 +2,16 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::init::MEDIAN_ROWS;
 use crate::{
     shard::{Order, ShardSet},
     stage::{Failure, Result},
 };
+
+/// Rows that one task gathers.
+const PART: usize = 64;
 
 /// One hook's rows and what they are multiplied by.
 #[derive(Debug)]
@@ -88,8 +93,11 @@ impl Side {
     pub fn gather(&self, rows: &[usize], out: &mut Vec<f32>) {
         let width = self.set.d_in();
         out.resize(rows.len() * width, 0.0);
-        let chunks = out.chunks_exact_mut(width).zip(rows);
-        chunks.for_each(|(out, row)| self.set.read_row(*row, self.scale, out));
+        let parts = out.par_chunks_mut(PART * width).zip(rows.par_chunks(PART));
+        parts.for_each(|(out, rows)| {
+            let chunks = out.chunks_exact_mut(width).zip(rows);
+            chunks.for_each(|(out, row)| self.set.read_row(*row, self.scale, out));
+        });
     }
 }
 
