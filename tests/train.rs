@@ -68,6 +68,21 @@ fn products_in_bf16_leave_the_error_within_one_percent() {
 }
 
 #[test]
+fn what_is_chosen_among_a_batch_keeps_k_latents_a_row_of_rows_alone() {
+    let work = Workload::new(150);
+    work.succeed(SAVE, &[]);
+    for architecture in ["batchtopk", "matryoshka"] {
+        let own = [("SAE_ARCH", architecture), ("SAE_RUN_ID", architecture), ("LR", "0.003")];
+        let more = [("BATCH_SIZE_TRAIN", "128"), ("VALIDATION", "0.1"), ("EPOCHS", "10")];
+        work.succeed(TRAIN, &[&own[..], &more].concat());
+        let meta = fs_err::read(work.run(architecture).join("meta.json")).unwrap();
+        let meta: Value = serde_json::from_slice(&meta).unwrap();
+        let l0 = meta["validation"]["l0"].as_f64().unwrap();
+        assert!((l0 / 4.0 - 1.0).abs() < 0.05, "{architecture}: L0 {l0}, K is 4");
+    }
+}
+
+#[test]
 fn a_transcoder_reconstructs_another_hook() {
     let work = Workload::new(100);
     work.succeed(SAVE, &[("HOOK", "mlp_in,mlp_out")]);

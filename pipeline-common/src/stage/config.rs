@@ -123,6 +123,7 @@ pub const VARIABLES: &[&str] = &[
     "TARGET_HOOK",
     "TARGET_L0",
     "TEXT_FIELD",
+    "THRESHOLD_DECAY",
     "THRESHOLD_START",
     "TIME_LIMIT",
     "TOKENS",

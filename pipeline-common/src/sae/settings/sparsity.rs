@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum, builder::BoolishValueParser};
 
 use super::{
     architecture::Architecture,
-    values::{fraction, not_negative, positive},
+    values::{below_one, fraction, not_negative, positive},
 };
 use crate::{
     sae::variant::{
@@ -66,6 +66,10 @@ pub struct SparsityArgs {
     /// half of the steps]
     #[arg(long, env)]
     pub threshold_start: Option<u64>,
+    /// Weight that each step leaves to the steps before in that mean
+    /// [default: a mean over the last twentieth of the steps, 0.999 at most]
+    #[arg(long, env, value_parser = below_one)]
+    pub threshold_decay: Option<f64>,
     /// L1 coefficient (standard, gated, panneal)
     #[arg(long, env, default_value_t = 0.1, value_parser = not_negative)]
     pub l1_lambda: f64,
@@ -191,7 +195,10 @@ impl SparsityArgs {
         let aux =
             Aux { coefficient: self.aux_coefficient, k: self.k_aux(d_in), form: self.aux_form };
         let start = self.threshold_start.unwrap_or((steps / 2).min(1000));
-        TopK::new(selection, aux, Running::from_step(start))
+        // Longer, the mean would lag behind the last steps: too high a threshold, too low an L0.
+        let memory = (steps / 20).clamp(1, 1000) as f64;
+        let decay = self.threshold_decay.unwrap_or(1.0 - 1.0 / memory);
+        TopK::new(selection, aux, Running { decay, ..Running::from_step(start) })
     }
 
     /// Each prefix' error counts as much as the whole's, as SAELens.
