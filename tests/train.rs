@@ -13,6 +13,13 @@ fn errors(work: &Workload, run: &str) -> (f64, f64) {
     (of(&records[0]), of(records.last().unwrap()))
 }
 
+/// A figure of the finished training on held-out rows.
+fn held_out_figure(work: &Workload, run: &str, name: &str) -> f64 {
+    let meta = fs_err::read(work.run(run).join("meta.json")).unwrap();
+    let meta: Value = serde_json::from_slice(&meta).unwrap();
+    meta["validation"][name].as_f64().unwrap()
+}
+
 /// SAE_ARCH, further settings, what the SAE then does.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Activation);
 
@@ -56,9 +63,7 @@ fn products_in_bf16_leave_the_error_within_one_percent() {
             let own = [("SAE_ARCH", architecture), ("PRECISION", precision), ("SAE_RUN_ID", &run)];
             let more = [("LR", "0.003"), ("BATCH_SIZE_TRAIN", "128"), ("VALIDATION", "0.1")];
             work.succeed(TRAIN, &[&own[..], &more].concat());
-            let meta = fs_err::read(work.run(&run).join("meta.json")).unwrap();
-            let meta: Value = serde_json::from_slice(&meta).unwrap();
-            meta["validation"]["fvu"].as_f64().unwrap()
+            held_out_figure(&work, &run, "fvu")
         };
         let (exact, rounded) = (held_out("f32"), held_out("bf16"));
         assert!(exact < 0.9, "{architecture} learnt nothing: {exact}");
@@ -75,9 +80,7 @@ fn what_is_chosen_among_a_batch_keeps_k_latents_a_row_of_rows_alone() {
         let own = [("SAE_ARCH", architecture), ("SAE_RUN_ID", architecture), ("LR", "0.003")];
         let more = [("BATCH_SIZE_TRAIN", "128"), ("VALIDATION", "0.1"), ("EPOCHS", "10")];
         work.succeed(TRAIN, &[&own[..], &more].concat());
-        let meta = fs_err::read(work.run(architecture).join("meta.json")).unwrap();
-        let meta: Value = serde_json::from_slice(&meta).unwrap();
-        let l0 = meta["validation"]["l0"].as_f64().unwrap();
+        let l0 = held_out_figure(&work, architecture, "l0");
         assert!((l0 / 4.0 - 1.0).abs() < 0.05, "{architecture}: L0 {l0}, K is 4");
     }
 }

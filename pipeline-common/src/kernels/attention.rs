@@ -262,31 +262,33 @@ fn groups(sentences: &[Range<usize>], heads: usize) -> Vec<&[Range<usize>]> {
 }
 
 /// Sentences padded to the longest, which repeat their last row.
-struct Padded {
+struct Padded<'a> {
+    sentences: &'a [Range<usize>],
+    n: usize,
     /// Padded row to row, `[count · n]`.
     rows: Tensor,
-    /// `[count, 1, 1, n]`: negative infinity for keys behind a sentence's end.
-    ends: Tensor,
-    count: usize,
-    n: usize,
 }
 
-impl Padded {
-    fn new(sentences: &[Range<usize>], device: &Device) -> Result<Self> {
-        let (count, n) = (sentences.len(), sentences.last().map_or(0, Range::len));
+impl<'a> Padded<'a> {
+    fn new(sentences: &'a [Range<usize>], device: &Device) -> Result<Self> {
+        let n = sentences.last().map_or(0, Range::len);
         let row = |s: &Range<usize>, t: usize| (s.start + t.min(s.len() - 1)) as u32;
         let rows: Vec<u32> =
             sentences.iter().flat_map(|s| (0..n).map(move |t| row(s, t))).collect();
+        Ok(Self { sentences, n, rows: Tensor::new(rows, device)? })
+    }
+
+    /// `[count, 1, 1, n]`: negative infinity for keys behind a sentence's end.
+    fn ends(&self, device: &Device) -> Result<Tensor> {
         let end = |s: &Range<usize>, t: usize| if t < s.len() { 0.0 } else { f32::NEG_INFINITY };
         let ends: Vec<f32> =
-            sentences.iter().flat_map(|s| (0..n).map(move |t| end(s, t))).collect();
-        let ends = Tensor::from_vec(ends, (count, 1, 1, n), device)?;
-        Ok(Self { rows: Tensor::new(rows, device)?, ends, count, n })
+            self.sentences.iter().flat_map(|s| (0..self.n).map(move |t| end(s, t))).collect();
+        Tensor::from_vec(ends, (self.sentences.len(), 1, 1, self.n), device)
     }
 
     /// `[count · n, heads · d]`.
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-        let (count, n, d) = (self.count, self.n, heads.d);
+        let (count, n, d) = (self.sentences.len(), self.n, heads.d);
         let split = |x: &Tensor, heads: usize| {
             let x = x.index_select(&self.rows, 0)?.reshape((count, n, heads, d))?;
             x.transpose(1, 2)?.contiguous()
@@ -307,10 +309,9 @@ impl Padded {
             let scores = (scores * (d as f64).sqrt().recip())?;
             // A sentence's own queries see none of the rows behind it if they see no later ones.
             let mask =
-                if heads.causal { future(begin..end, q.device())? } else { self.ends.clone() };
+                if heads.causal { future(begin..end, q.device())? } else { self.ends(q.device())? };
             let weights = softmax_last_dim(&scores.broadcast_add(&mask)?)?.to_dtype(v.dtype())?;
-            let (rows, width) = (shape.2, seen);
-            let weights = weights.reshape((count, heads.kv_heads, rows, width))?;
+            let weights = weights.reshape((count, heads.kv_heads, shape.2, seen))?;
             let part = weights.matmul(&v.contiguous()?)?;
             mixed.push(part.reshape((count, heads.heads, end - begin, d))?);
         }

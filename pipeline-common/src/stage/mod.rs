@@ -4,6 +4,7 @@
 
 pub mod ask;
 pub mod atomic;
+pub mod columns;
 pub mod config;
 pub mod context;
 pub mod disk;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Plan, estimate::NUMBER};
 use crate::{
     model::{Hook, ModelInfo, flops_per_token},
+    plan::hours,
     stage::progress::{bytes, thousands},
 };
 
@@ -152,8 +153,4 @@ fn cost(plan: &Plan) -> String {
         ("time on a GPU", format!("{} (100 TFLOP/s, an A100 in practice)", hours(e.gpu_hours))),
     ];
     rows.iter().map(|(key, value)| format!("{key:14}{value}\n")).collect()
-}
-
-fn hours(hours: f64) -> String {
-    if hours < 1.0 { format!("{:.1} min", hours * 60.0) } else { format!("{hours:.1} h") }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{
     PlanArgs,
     forecast::Forecast,
+    laws::Sizes,
     rate::Rate,
     runs,
     subject::{Input, Planned},
@@ -75,16 +76,20 @@ impl Answer {
     ) -> Result<Self> {
         let planned = Planned::new(common, planning, subject, context)?;
         let budget = Budget::new(&planned.args.train, &planned.plan, None);
+        let sizes = Sizes {
+            d_sae: planned.plan.shape.d_sae as f64,
+            k: runs::k(&context.config, planned.args.train.sae_arch),
+            tokens: budget.tokens as f64,
+        };
         // What is wrong with the names is said before time is spent on measuring.
         let forecast = if planning.from_runs.is_empty() {
             None
         } else {
             let found = runs::find(&subject.reader.reader(common)?, &planning.from_runs)?;
-            Some(Forecast::new(found, &planned, context)?)
+            Some(Forecast::new(found, &planned, sizes, context)?)
         };
         let rate = Rate::new(planning, &planned, &budget, context)?;
         let seconds = rate.seconds(budget.tokens);
-        let architecture = planned.args.train.sae_arch;
         Ok(Self {
             architecture: context.config.value("sae_arch").unwrap_or_default().to_owned(),
             capture: match &planned.input {
@@ -94,7 +99,7 @@ impl Answer {
             hooks: planned.hooks(),
             d_in: planned.plan.shape.d_in,
             d_sae: planned.plan.shape.d_sae,
-            k: runs::k(&context.config, architecture),
+            k: sizes.k,
             hours: seconds / 3600.0,
             read_per_second: budget.read_per_token as f64 * rate.tokens_per_second,
             sbatch: Sbatch { time: time_limit(seconds), mem: mem(budget.memory.total()) },

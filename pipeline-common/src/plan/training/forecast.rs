@@ -69,15 +69,14 @@ impl Forecast {
     ///
     /// # Errors
     /// A usage failure for fewer or others.
-    pub fn new(runs: Vec<Finished>, planned: &Planned, context: &Context) -> Result<Self> {
+    pub fn new(
+        runs: Vec<Finished>,
+        planned: &Planned,
+        sizes: Sizes,
+        context: &Context,
+    ) -> Result<Self> {
         let (train, plan) = (&planned.args.train, &planned.plan);
         check_kind(&runs, planned, &context.config)?;
-        let tokens = plan.schedule.steps * plan.step_rows();
-        let sizes = Sizes {
-            d_sae: plan.shape.d_sae as f64,
-            k: runs::k(&context.config, train.sae_arch),
-            tokens: tokens as f64,
-        };
         let points: Vec<Point> = runs.iter().map(Finished::point).collect();
         let groups = groups(&points);
         let mut notes = vec![];

@@ -15,7 +15,7 @@ mod runs;
 mod subject;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, builder::BoolishValueParser};
 
@@ -84,33 +84,40 @@ impl Stage for PlanRun {
     }
 
     fn run(&self, context: &Context) -> Result<()> {
-        let page = self.planning.output.as_ref().map(|path| page_beside(path)).transpose()?;
-        let answer = Answer::new(&self.common, &self.planning, &self.subject, context)?;
-        if let (Some(path), Some(page)) = (&self.planning.output, &page) {
-            atomic::write(path, recipe::yaml(&answer, context)?.as_bytes())?;
-            atomic::write(page, page::render(&answer)?.as_bytes())?;
+        // A name that will not do is said before time is spent on measuring.
+        let beside = |yaml: &PathBuf| Ok::<_, Failure>((yaml.clone(), page_beside(yaml)?));
+        let files = self.planning.output.as_ref().map(beside).transpose()?;
+        let answer = self.answer(context)?;
+        if let Some((yaml, page)) = files {
+            atomic::write(&yaml, recipe::yaml(&answer, context)?.as_bytes())?;
+            atomic::write(&page, page::render(&answer)?.as_bytes())?;
+            tracing::info!("wrote `{}` and `{}`", yaml.display(), page.display());
         }
-        let text = if self.planning.json {
-            format!("{:#}\n", serde_json::to_value(&answer).map_err(std::io::Error::other)?)
-        } else {
-            table::table(&answer)
-        };
-        context.print(&text);
-        if let (Some(path), Some(page)) = (&self.planning.output, &page) {
-            tracing::info!("wrote `{}` and `{}`", path.display(), page.display());
-        }
-        Ok(())
+        self.print(&answer, context)
     }
 
     fn check(&self, context: &Context) -> Result<()> {
-        let printed =
-            Self { planning: PlanArgs { output: None, ..self.planning.clone() }, ..self.clone() };
-        printed.run(context)
+        self.print(&self.answer(context)?, context)
+    }
+}
+
+impl PlanRun {
+    fn answer(&self, context: &Context) -> Result<Answer> {
+        Answer::new(&self.common, &self.planning, &self.subject, context)
+    }
+
+    fn print(&self, answer: &Answer, context: &Context) -> Result<()> {
+        context.print(&if self.planning.json {
+            format!("{:#}\n", serde_json::to_value(answer).map_err(std::io::Error::other)?)
+        } else {
+            table::table(answer)
+        });
+        Ok(())
     }
 }
 
 /// Where the page goes.
-fn page_beside(output: &std::path::Path) -> Result<PathBuf> {
+fn page_beside(output: &Path) -> Result<PathBuf> {
     if output.extension().is_none_or(|e| e != "yaml" && e != "yml") {
         let what =
             format!("OUTPUT is `{}`, which is not the name of a .yaml file", output.display());

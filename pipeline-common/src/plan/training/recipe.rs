@@ -2,12 +2,9 @@
 
 use serde_yaml::{Mapping, Value};
 
-use super::{
-    answer::Answer,
-    forecast::LrFrom,
-    table::{findings, hours},
-};
+use super::{answer::Answer, forecast::LrFrom, table::findings};
 use crate::{
+    plan::hours,
     sae::train::TrainSae,
     stage::{Context, Result, Stage},
 };

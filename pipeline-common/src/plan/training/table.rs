@@ -5,12 +5,17 @@ use std::fmt::Write;
 use super::{
     answer::Answer,
     forecast::{Forecast, LrFrom},
-    laws::Interval,
+    laws::{Interval, Sizes},
     rate::Source,
+    runs::Finished,
 };
 use crate::{
+    plan::hours,
     plot::tidy,
-    stage::progress::{bytes, thousands},
+    stage::{
+        columns::aligned,
+        progress::{bytes, thousands},
+    },
 };
 
 /// All of it.
@@ -143,15 +148,6 @@ fn speed(answer: &Answer) -> String {
     }
 }
 
-/// A time as people say it.
-pub(super) fn hours(hours: f64) -> String {
-    match hours {
-        h if h < 1.0 => format!("{:.1} min", h * 60.0),
-        h if h < 48.0 => format!("{h:.1} h"),
-        h => format!("{:.1} days", h / 24.0),
-    }
-}
-
 /// Heads of the table of trainings.
 pub(super) const HEADS: [&str; 8] =
     ["training", "d_sae", "k", "tokens", "lr", "FVU", "L0", "tokens/s"];
@@ -159,11 +155,11 @@ pub(super) const HEADS: [&str; 8] =
 /// The trainings, in the order of sizes and rates.
 pub(super) fn cells(forecast: &Forecast) -> Vec<[String; 8]> {
     let mut runs: Vec<_> = forecast.runs.iter().collect();
-    let key = |s: &super::laws::Sizes, lr: f64| [s.d_sae, s.k.unwrap_or(0.0), s.tokens, lr];
+    let key = |s: &Sizes, lr: f64| [s.d_sae, s.k.unwrap_or(0.0), s.tokens, lr];
     runs.sort_by(|a, b| {
         key(&a.sizes, a.lr).partial_cmp(&key(&b.sizes, b.lr)).unwrap_or(std::cmp::Ordering::Equal)
     });
-    let row = |run: &&super::runs::Finished| {
+    let row = |run: &&Finished| {
         [
             run.run_id.clone(),
             thousands(run.sizes.d_sae as u64),
@@ -179,18 +175,7 @@ pub(super) fn cells(forecast: &Forecast) -> Vec<[String; 8]> {
 }
 
 fn runs(forecast: &Forecast) -> String {
-    let mut rows = vec![HEADS.map(str::to_owned)];
-    rows.extend(cells(forecast));
-    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
-    let line = |row: &[String; 8]| {
-        let cell = |(i, text): (usize, &String)| match i {
-            0 => format!("{text:w$}", w = widths[i]),
-            _ => format!("  {text:>w$}", w = widths[i]),
-        };
-        row.iter().enumerate().map(cell).collect::<String>() + "\n"
-    };
-    rows.iter().map(line).collect()
+    aligned(&HEADS.map(str::to_owned), &cells(forecast), |i| i == 0)
 }
 
 /// What the trainings say.

@@ -176,11 +176,10 @@ impl SparsityArgs {
         self.k_start.map_or(d_in, |k| k as usize)
     }
 
-    /// Reconstructions of nested parts of the latents.
-    pub fn groups(&self, architecture: Architecture) -> usize {
-        let whole = self.prefixes.last() == Some(&1.0);
+    /// Reconstructions of nested parts of the latents; 1 for prefixes that no objective takes.
+    pub fn groups(&self, architecture: Architecture, d_sae: usize) -> usize {
         match architecture {
-            Architecture::Matryoshka => self.prefixes.len() + usize::from(!whole),
+            Architecture::Matryoshka => self.nested(d_sae).map_or(1, |prefixes| prefixes.len()),
             _ => 1,
         }
     }

@@ -236,7 +236,7 @@ fn memory(train: &TrainArgs, plan: &Plan, active: Option<f64>) -> Memory {
 /// latents.
 fn of_top_k(train: &TrainArgs, plan: &Plan) -> u64 {
     let Shape { d_in, d_out, d_sae, .. } = plan.shape;
-    let groups = train.sparsity.groups(train.sae_arch) as u64;
+    let groups = train.sparsity.groups(train.sae_arch, d_sae) as u64;
     let (revival, k_aux) = if train.has_auxiliary_loss() {
         (1, train.sparsity.k_aux(d_in).min(d_sae) as u64)
     } else {

@@ -12,6 +12,7 @@ use crate::{
     sae::{curves, history::Record},
     stage::{
         Context, Result, Stage, atomic,
+        columns::aligned,
         entries::Entry,
         heartbeat::{self, Heartbeat, State},
         lock::Lock,
@@ -118,7 +119,8 @@ impl Comparison {
         let page = page.render().map_err(std::io::Error::other)?;
         atomic::write(&self.dir.join("sweep.html"), page.as_bytes())?;
         let place = self.dir.join("sweep.html");
-        context.print(&format!("{}\n{}\n", laid_out(&head, &rows), place.display()));
+        let left = |i: usize| i == 0 || i + 1 == head.len();
+        context.print(&format!("{}\n{}\n", aligned(&head, &rows, left), place.display()));
         Ok(())
     }
 
@@ -198,23 +200,4 @@ fn figures(outcomes: &[Outcome<'_>]) -> Vec<Figure> {
         Figure::linear("Share of latents that are dead", "tokens", curve(|r| r.dead_fraction)),
         Figure::new("Loss", "tokens", curve(|r| r.loss)),
     ]
-}
-
-/// A table for a terminal: the first column on the left, the last one too, the others on the right.
-fn laid_out(head: &[String], rows: &[Vec<String>]) -> String {
-    let lines: Vec<&[String]> =
-        std::iter::once(head).chain(rows.iter().map(Vec::as_slice)).collect();
-    let width = |i: usize| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut out = String::new();
-    for line in lines {
-        let cell = |(i, text): (usize, &String)| match i {
-            0 => format!("{text:w$}", w = widths[i]),
-            _ if i + 1 == head.len() => text.clone(),
-            _ => format!("{text:>w$}", w = widths[i]),
-        };
-        let cells: Vec<String> = line.iter().enumerate().map(cell).collect();
-        out += &format!("{}\n", cells.join("  "));
-    }
-    out
 }
