@@ -5,9 +5,18 @@ use super::vector::{max, simd};
 /// Elements looked at together: a chunk whose maximum is too small is skipped whole.
 const CHUNK: usize = 64;
 
+/// Groups of a row for each of its k largest elements.
+const GROUPS: usize = 8;
+/// Elements of the vectors that groups are made of.
+const LANES: usize = 16;
+
 /// Buffers of [`Candidates::top_k`], reused from row to row.
 #[derive(Clone, Debug, Default)]
-pub struct Candidates(Vec<(f32, u32)>);
+pub struct Candidates {
+    /// The largest element of each group, and a copy to be reordered.
+    maxima: [Vec<f32>; 2],
+    found: Vec<(f32, u32)>,
+}
 
 impl Candidates {
     /// Finds the up to `k` largest elements of `row` that are greater than `floor`; of equal ones
@@ -20,7 +29,7 @@ impl Candidates {
         floor: f32,
         mut keep: impl FnMut(usize, u32, f32),
     ) -> usize {
-        self.0.clear();
+        self.found.clear();
         if k == 0 {
             return 0;
         }
@@ -28,42 +37,69 @@ impl Candidates {
             #[inline(always)]
             || self.scan(row, k, floor),
         );
-        self.cut(k);
-        self.0.sort_unstable_by_key(|(_, index)| *index);
-        for (slot, (value, index)) in self.0.iter().enumerate() {
+        if self.found.len() > k {
+            let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            self.found.select_nth_unstable_by(k - 1, order);
+            self.found.truncate(k);
+        }
+        self.found.sort_unstable_by_key(|(_, index)| *index);
+        for (slot, (value, index)) in self.found.iter().enumerate() {
             keep(slot, *index, *value);
         }
-        self.0.len()
+        self.found.len()
     }
 
+    /// Collects what may be among the k largest. The row falls into groups, the lanes of a few
+    /// vectors each; the k-th largest of the groups' maxima is not above the k-th largest element,
+    /// and groups whose maximum is below it are not looked at again.
     #[inline(always)]
     fn scan(&mut self, row: &[f32], k: usize, floor: f32) {
-        let room = (2 * k).max(CHUNK);
-        let mut threshold = floor;
-        for (n, chunk) in row.chunks(CHUNK).enumerate() {
-            if max(chunk) <= threshold {
-                continue;
-            }
-            for (i, value) in chunk.iter().enumerate() {
-                if *value > threshold {
-                    self.0.push((*value, (n * CHUNK + i) as u32));
+        let Self { maxima: [maxima, order], found } = self;
+        let vectors = (row.len() / (GROUPS * k)).clamp(1, CHUNK);
+        let blocks = row.chunks_exact(vectors * LANES);
+        let rest = blocks.remainder();
+        maxima.clear();
+        for block in blocks.clone() {
+            maxima.extend_from_slice(&lane_maxima(block));
+        }
+        let bound = kth_largest(maxima, order, k);
+        let wanted = |value: f32| value > floor && value >= bound;
+        for ((n, block), maxima) in blocks.enumerate().zip(maxima.chunks_exact(LANES)) {
+            for (lane, _) in maxima.iter().enumerate().filter(|(_, max)| wanted(**max)) {
+                for (i, value) in block.iter().enumerate().skip(lane).step_by(LANES) {
+                    if wanted(*value) {
+                        found.push((*value, (n * vectors * LANES + i) as u32));
+                    }
                 }
             }
-            if self.0.len() >= room {
-                threshold = self.cut(k).unwrap_or(threshold);
-            }
+        }
+        let begin = row.len() - rest.len();
+        for (i, value) in rest.iter().enumerate().filter(|(_, value)| wanted(**value)) {
+            found.push((*value, (begin + i) as u32));
         }
     }
+}
 
-    /// Keeps the k largest and returns the smallest of them.
-    fn cut(&mut self, k: usize) -> Option<f32> {
-        if self.0.len() > k {
-            self.0.select_nth_unstable_by(k - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            self.0.truncate(k);
-            return self.0.last().map(|(value, _)| *value);
+/// The largest of every sixteenth element; NaN is never larger.
+#[inline(always)]
+fn lane_maxima(block: &[f32]) -> [f32; LANES] {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for vector in block.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            lanes[i] = if vector[i] > lanes[i] { vector[i] } else { lanes[i] };
         }
-        None
     }
+    lanes
+}
+
+/// The k-th largest of `values`, minus infinity if there are fewer.
+fn kth_largest(values: &[f32], order: &mut Vec<f32>, k: usize) -> f32 {
+    if values.len() < k {
+        return f32::NEG_INFINITY;
+    }
+    order.clear();
+    order.extend_from_slice(values);
+    *order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
 /// One element of many rows: its value, its row, its place in it.
@@ -177,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_sorting(row in prop::collection::vec((-40_i32..40).prop_map(|v| v as f32 / 4.0), 0..700), k in 0_usize..80, positive: bool) {
+        fn equals_sorting(row in prop::collection::vec((-40_i32..40).prop_map(|v| v as f32 / 4.0), 0..2000), k in 0_usize..80, positive: bool) {
             let floor = if positive { 0.0 } else { f32::NEG_INFINITY };
             let mut got = vec![];
             let n = Candidates::default().top_k(&row, k, floor, |_, i, v| got.push((i, v)));
