@@ -83,7 +83,7 @@ fn roof(c: &mut Criterion) {
     group.throughput(flop(ROWS * LATENTS * D));
     for (name, dtype) in [("product", DType::F32), ("product_bf16", DType::BF16)] {
         let panels = Panels::new(LATENTS, D, dtype, |row| &w[row * D..][..D]);
-        group.bench_function(name, |b| b.iter(|| panels.product(&x, &mut out)));
+        group.bench_function(name, |b| b.iter(|| panels.product(&x, &mut out, Write::Replace)));
     }
     group.bench_function("product_of_gemm", |b| {
         let (x, w) = (Matrix::new(&x, ROWS, D), Matrix::new(&w, LATENTS, D).t());
@@ -201,7 +201,7 @@ fn row_sums(c: &mut Criterion) {
                 RowSums { by_latent: &by_latent, factors: &factors, matrix: &tiles, ends: &[] };
             for tile in 0..tiles.count() {
                 let rows = out.par_chunks_mut(D).enumerate();
-                rows.for_each(|(latent, out)| sums.add(latent, tile, out));
+                rows.for_each(|(latent, out)| sums.add(latent, tile, out, Write::Add));
             }
         });
     });

@@ -68,17 +68,20 @@ fn jumprelu_step(c: &mut Criterion) {
     let (d_in, d_sae, batch) = (2048, 16384, 1024);
     let x = rows(batch, d_in);
     // Pre-activations are normal, with a deviation of 1 / sqrt(d_in).
-    for (name, deviations) in [("half", 0.0), ("sparse", 1.75)] {
+    let precisions = [(DType::F32, ""), (DType::BF16, "_bf16")];
+    let cases =
+        [("half", 0.0), ("sparse", 1.75)].into_iter().flat_map(|c| precisions.map(|p| (c, p)));
+    for ((name, deviations), (precision, suffix)) in cases {
         let threshold = deviations / (d_in as f32).sqrt();
         let start = Start { threshold, ..Start::TIED };
         let params = initialise(Shape::jumprelu(d_in, d_sae), &x, 0, start);
         let state = State::new(params, u64::MAX, false);
         let optimiser = Optimiser::adam(AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 });
         let objective = Box::new(Dense::new(JumpRelu::new(0.001), 1e-4));
-        let mut trainer = Trainer::new(state, objective, optimiser, true, DType::F32);
+        let mut trainer = Trainer::new(state, objective, optimiser, true, precision);
         let rates = Rates { lr: 1e-6, sparsity: 1.0 };
         group.throughput(Throughput::Elements(batch as u64));
-        group.bench_function(format!("{d_in}x{d_sae}_{name}_batch{batch}"), |b| {
+        group.bench_function(format!("{d_in}x{d_sae}_{name}_batch{batch}{suffix}"), |b| {
             let step = |mut x: Vec<f32>| trainer.step(&mut x, None, rates).unwrap();
             b.iter_batched(|| x.clone(), step, BatchSize::LargeInput);
         });

@@ -129,4 +129,16 @@ impl<'a> Output<'a> {
             std::ptr::copy_nonoverlapping(part.as_ptr(), self.at(offset), part.len());
         }
     }
+
+    /// Adds to a part that belongs to the calling task alone.
+    ///
+    /// # Panics
+    /// If it does not lie inside.
+    pub fn add(&self, offset: usize, part: &[f32]) {
+        assert!(offset + part.len() <= self.len, "part of an output");
+        #[expect(unsafe_code, reason = "see above")]
+        // SAFETY: as in `write`; an output that is added to was made over a slice.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.at(offset), part.len()) };
+        out.iter_mut().zip(part).for_each(|(out, x)| *out += x);
+    }
 }

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use candle_core::DType;
 
 use crate::kernels::{
-    panels::Panels,
+    panels::{Panels, tile::COLUMNS},
+    product::Write,
     sparse::{RowMut, SparseRows},
     topk::{Candidates, Largest},
     vector::simd,
@@ -15,6 +16,9 @@ use crate::kernels::{
 const BLOCK_ELEMENTS: usize = 4 << 20;
 /// The same in bytes.
 pub const BLOCK_BYTES: usize = BLOCK_ELEMENTS * size_of::<f32>();
+/// Rows up to which the weights are read once as they are: laying them out would take as long as
+/// the product.
+const FEW: usize = 2 * COLUMNS;
 /// The next batch's smallest activation is looked for from this share of the last one's.
 const GUESS: f32 = 0.8;
 
@@ -40,7 +44,12 @@ pub struct Magnitude<'a> {
 /// alone.
 #[derive(Debug)]
 pub struct Encoder {
+    d_in: usize,
+    d_sae: usize,
     panels: Panels,
+    /// Few rows, and their products with all latents, `[rows, d_sae]`, if they are known.
+    few: Panels,
+    known: Option<Vec<f32>>,
     block: Vec<f32>,
     largest: Largest,
     /// Where the last batch's smallest kept activation suggests to look from.
@@ -49,8 +58,9 @@ pub struct Encoder {
 
 impl Default for Encoder {
     fn default() -> Self {
-        let (panels, largest) = (Panels::empty(DType::F32), Largest::default());
-        Self { panels, block: vec![], largest, guess: 0.0 }
+        let [panels, few] = [(); 2].map(|()| Panels::empty(DType::F32));
+        let largest = Largest::default();
+        Self { d_in: 0, d_sae: 0, panels, few, known: None, block: vec![], largest, guess: 0.0 }
     }
 }
 
@@ -60,7 +70,30 @@ impl Encoder {
         if self.panels.dtype() != precision {
             self.panels = Panels::empty(precision);
         }
-        self.panels.fill(w_enc.len() / d_in, d_in, |l| &w_enc[l * d_in..][..d_in]);
+        self.known = None;
+        (self.d_in, self.d_sae) = (d_in, w_enc.len() / d_in);
+        self.panels.fill(self.d_sae, d_in, |l| &w_enc[l * d_in..][..d_in]);
+    }
+
+    /// As [`Self::load`], to encode `input`, `[rows, d_in]`, and nothing else.
+    pub fn load_for(&mut self, w_enc: &[f32], d_in: usize, precision: DType, input: &[f32]) {
+        let rows = input.len() / d_in;
+        if rows > FEW || precision != DType::F32 {
+            return self.load(w_enc, d_in, precision);
+        }
+        let d_sae = w_enc.len() / d_in;
+        (self.d_in, self.d_sae) = (d_in, d_sae);
+        // The same chains of fused multiply-adds, with rows as the weight: the same bits.
+        self.few.fill(rows, d_in, |row| &input[row * d_in..][..d_in]);
+        self.block.resize(d_sae * rows, 0.0);
+        self.few.product(w_enc, &mut self.block, Write::Replace);
+        let mut products = self.known.take().unwrap_or_default();
+        products.resize(rows * d_sae, 0.0);
+        products.par_chunks_mut(d_sae.max(1)).enumerate().for_each(|(row, products)| {
+            let column = self.block[row..].iter().step_by(rows);
+            products.iter_mut().zip(column).for_each(|(product, x)| *product = *x);
+        });
+        self.known = Some(products);
     }
 
     /// Keeps each row's k largest pre-activations above `floor`; `input` is `[rows, d_in]`.
@@ -71,7 +104,7 @@ impl Encoder {
         (k, floor): (usize, f32),
         out: &mut SparseRows,
     ) {
-        out.reset(input.len() / self.panels.inputs(), k);
+        out.reset(input.len() / self.d_in, k);
         self.blocks(input, |first, block| {
             let rows = block.par_chunks_mut(shift.b_enc.len()).zip(out.par_rows_mut(first));
             rows.for_each_init(Candidates::default, |candidates, (row, slots)| {
@@ -87,7 +120,7 @@ impl Encoder {
 
     /// Keeps the `k` largest positive pre-activations of all rows together (Bussmann et al. 2024).
     pub fn batch_top_k(&mut self, input: &[f32], shift: Shift<'_>, k: usize, out: &mut SparseRows) {
-        let (d_sae, rows) = (shift.b_enc.len(), input.len() / self.panels.inputs());
+        let (d_sae, rows) = (shift.b_enc.len(), input.len() / self.d_in);
         let mut largest = std::mem::take(&mut self.largest);
         largest.begin(k, self.guess);
         // A guess that was too high lost some: look again at all.
@@ -169,7 +202,7 @@ impl Encoder {
         keep: impl Fn(&mut [f32], &mut Vec<u32>, &mut Vec<f32>) + Sync,
     ) {
         out.clear();
-        let d_sae = self.panels.outputs();
+        let d_sae = self.d_sae;
         self.blocks(input, |_, block| {
             let rows: Vec<_> = block
                 .par_chunks_mut(d_sae)
@@ -185,12 +218,15 @@ impl Encoder {
 
     /// Calls `visit` with the number of a block's first row and its products, `[rows, d_sae]`.
     pub fn blocks(&mut self, input: &[f32], mut visit: impl FnMut(usize, &mut Vec<f32>)) {
-        let Self { panels, block, .. } = self;
-        let (d_in, d_sae) = (panels.inputs(), panels.outputs());
+        let Self { d_in, d_sae, ref panels, ref known, ref mut block, .. } = *self;
+        if let Some(known) = known {
+            block.clone_from(known);
+            return visit(0, block);
+        }
         let per_block = (BLOCK_ELEMENTS / d_sae).max(1);
         for (n, input) in input.chunks(per_block * d_in).enumerate() {
             block.resize(input.len() / d_in * d_sae, 0.0);
-            panels.product(input, block);
+            panels.product(input, block, Write::Replace);
             visit(n * per_block, block);
         }
     }
@@ -212,5 +248,36 @@ impl Shift<'_> {
                 }
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_give_the_bits_of_many() {
+        let (d_in, d_sae) = (70, 301);
+        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
+        let weights = wave(d_sae * d_in, 0.7);
+        for rows in [1, 32, FEW, FEW + 1] {
+            let input = wave(rows * d_in, 0.3);
+            let (mut few, mut many) = (Encoder::default(), Encoder::default());
+            few.load_for(&weights, d_in, DType::F32, &input);
+            many.load(&weights, d_in, DType::F32);
+            let [mut found, mut expected] = [vec![], vec![]];
+            for _ in 0..2 {
+                found.clear();
+                few.blocks(&input, |_, block| {
+                    found.append(&mut block.clone());
+                    block.fill(f32::NAN);
+                });
+            }
+            many.blocks(&input, |_, block| expected.append(block));
+            assert_eq!(found, expected, "{rows} rows");
+            // Another step with many rows forgets what was known.
+            few.load_for(&weights, d_in, DType::BF16, &input);
+            assert!(few.known.is_none());
+        }
     }
 }

@@ -10,12 +10,14 @@ use super::{
     parameters::{Shape, squared},
 };
 use crate::kernels::{
+    product::Write,
     sparse::gradients::RowSums,
     vector::{axpy, dot, simd, squared_norm},
 };
 
-/// Latents that one task goes through with each tile of the rows.
-const TOGETHER: usize = 64;
+/// Tasks for each thread, so that none waits long for the last. The latents of a task go through
+/// each tile of the rows together: the more, the oftener a row is used once it is in cache.
+const TASKS: usize = 4;
 /// Elements of a tensor without rows that one task sums.
 const STRETCH: usize = 4096;
 
@@ -38,12 +40,33 @@ pub struct LatentGradients<'a> {
 impl<'a> LatentGradients<'a> {
     /// The decoder's row, `[d_out]`, and the encoder's, `[d_in]`, to be added to.
     pub fn rows(self) -> (&'a mut [f32], &'a mut [f32]) {
-        if !*self.touched {
-            *self.touched = true;
-            self.dec.fill(0.0);
-            self.enc.fill(0.0);
+        let (dec, enc, write) = self.take();
+        if write == Write::Replace {
+            dec.fill(0.0);
+            enc.fill(0.0);
         }
-        (self.dec, self.enc)
+        (dec, enc)
+    }
+
+    /// The same rows, and whether they are to be added to or hold nothing yet.
+    fn take(self) -> (&'a mut [f32], &'a mut [f32], Write) {
+        let write = if *self.touched { Write::Add } else { Write::Replace };
+        *self.touched = true;
+        (self.dec, self.enc, write)
+    }
+}
+
+/// Adds to latents' rows of one matrix what `sums` are, tile by tile.
+fn add_sums(sums: &[RowSums<'_>], mut rows: Vec<(usize, &mut [f32], Write)>) {
+    if sums.is_empty() {
+        let fresh = rows.iter_mut().filter(|(.., write)| *write == Write::Replace);
+        fresh.for_each(|(_, row, _)| row.fill(0.0));
+    }
+    for sums in sums {
+        for tile in 0..sums.matrix.count() {
+            rows.iter_mut().for_each(|(latent, row, write)| sums.add(*latent, tile, row, *write));
+        }
+        rows.iter_mut().for_each(|(.., write)| *write = Write::Add);
     }
 }
 
@@ -76,19 +99,16 @@ impl Gradients {
     /// Adds sums over active rows to the latents' rows of the decoder and of the encoder.
     pub fn add(&mut self, decoder: &[RowSums<'_>], encoder: &[RowSums<'_>]) {
         let fires = |l: usize| decoder.iter().chain(encoder).any(|s| s.by_latent.fires(l));
-        self.latents().enumerate().chunks(TOGETHER).for_each(|chunk| {
+        let together = self.touched.len().div_ceil(TASKS * rayon::current_num_threads());
+        self.latents().enumerate().chunks(together.max(1)).for_each(|chunk| {
             let latents = chunk.into_iter().filter(|(latent, _)| fires(*latent));
-            let mut rows: Vec<_> = latents.map(|(latent, grads)| (latent, grads.rows())).collect();
-            for sums in decoder {
-                for tile in 0..sums.matrix.count() {
-                    rows.iter_mut().for_each(|(latent, (dec, _))| sums.add(*latent, tile, dec));
-                }
-            }
-            for sums in encoder {
-                for tile in 0..sums.matrix.count() {
-                    rows.iter_mut().for_each(|(latent, (_, enc))| sums.add(*latent, tile, enc));
-                }
-            }
+            let rows = latents.map(|(latent, grads)| {
+                let (dec, enc, write) = grads.take();
+                ((latent, dec, write), (latent, enc, write))
+            });
+            let (dec, enc): (Vec<_>, Vec<_>) = rows.unzip();
+            add_sums(decoder, dec);
+            add_sums(encoder, enc);
         });
     }
 

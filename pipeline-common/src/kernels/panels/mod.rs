@@ -20,12 +20,13 @@ use self::tile::{COLUMNS, Kernel, ROWS, Tile};
 use super::{
     activation::Activation,
     host::{Output, View, by_chunks, tensor, view},
+    product::Write,
     vector::simd,
 };
 
 /// Rows of x that stay in the second-level cache while panels pass by.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Rows of a panel that are laid out together: 12 KiB.
+/// Rows of a panel that are laid out together, of numbers or of pairs: 12 KiB.
 const STRIP: usize = 64;
 /// Tasks for each thread, so that none waits long for the last.
 const TASKS: usize = 4;
@@ -107,15 +108,11 @@ impl Panels {
     /// # Panics
     /// If a row has not k numbers.
     pub fn fill<'a>(&mut self, n: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        let panels = n.div_ceil(COLUMNS);
         let columns = |p: usize| {
             let rows = (p * COLUMNS..n.min((p + 1) * COLUMNS)).map(&row);
             rows.inspect(|weight| assert_eq!(weight.len(), k, "row of a weight")).enumerate()
         };
-        if (n, k) != (self.n, self.k) {
-            self.data.clear(panels, k);
-            (self.n, self.k) = (n, k);
-        }
+        self.resize(n, k);
         match &mut self.data {
             Data::F32(data) => {
                 data.par_chunks_mut((k * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
@@ -132,10 +129,51 @@ impl Panels {
             Data::Bf16(data) => {
                 let size = k.div_ceil(2) * COLUMNS;
                 data.par_chunks_mut(size.max(1)).enumerate().for_each(|(p, panel)| {
-                    for (c, weight) in columns(p) {
-                        for (i, w) in weight.iter().enumerate() {
-                            panel[i / 2 * COLUMNS + c][i % 2] = bf16::from_f32(*w);
+                    let mut pairs = [[bf16::ZERO; 2]; STRIP];
+                    for (part, panel) in panel.chunks_mut(STRIP * COLUMNS).enumerate() {
+                        for (c, weight) in columns(p) {
+                            let weight = &weight[2 * STRIP * part..];
+                            pair_up(weight, &mut pairs);
+                            let places = panel[c..].iter_mut().step_by(COLUMNS);
+                            places.zip(&pairs).for_each(|(place, pair)| *place = *pair);
                         }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Makes room; zeros beyond the last column stay from the first time.
+    fn resize(&mut self, n: usize, k: usize) {
+        if (n, k) != (self.n, self.k) {
+            self.data.clear(n.div_ceil(COLUMNS), k);
+            (self.n, self.k) = (n, k);
+        }
+    }
+
+    /// As [`Self::fill`], of the transpose: `weight` is [k, n].
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub fn fill_transposed(&mut self, n: usize, k: usize, weight: &[f32]) {
+        assert_eq!(weight.len(), k * n, "transposed weight");
+        self.resize(n, k);
+        let part = |i: usize, p: usize| &weight[i * n..][p * COLUMNS..n.min((p + 1) * COLUMNS)];
+        match &mut self.data {
+            Data::F32(data) => {
+                data.par_chunks_mut((k * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
+                    for (i, row) in panel.chunks_mut(COLUMNS).enumerate() {
+                        let part = part(i, p);
+                        row[..part.len()].copy_from_slice(part);
+                    }
+                });
+            }
+            Data::Bf16(data) => {
+                let size = k.div_ceil(2) * COLUMNS;
+                data.par_chunks_mut(size.max(1)).enumerate().for_each(|(p, panel)| {
+                    for (i, pairs) in panel.chunks_mut(COLUMNS).enumerate() {
+                        let second = if 2 * i + 1 < k { part(2 * i + 1, p) } else { &[] };
+                        interleave(part(2 * i, p), second, pairs);
                     }
                 });
             }
@@ -186,31 +224,45 @@ impl Panels {
         #[expect(unsafe_code, reason = "clearing what is written anyway takes time")]
         // SAFETY: every row of every panel is written, and the panels cover every column.
         let out = unsafe {
-            Output::written(rows * n, |out| self.multiply_into(x, (n, width), out, finish))
+            Output::written(rows * n, |out| {
+                let input = Input::new(x, self);
+                self.multiply_into(&input, (rows, n, width), (out, Write::Replace), finish);
+            })
         };
         tensor(out, (rows, n))
     }
 
-    /// The product of x [rows, k] as [rows, n].
+    /// The product of x [rows, k] as [rows, n], in place of `out` or added to it.
     ///
     /// # Panics
     /// If the lengths do not fit.
-    pub fn product(&self, x: &[f32], out: &mut [f32]) {
-        let rows = x.len() / self.k.max(1);
-        assert_eq!((x.len(), out.len()), (rows * self.k, rows * self.n), "rows of a product");
-        self.multiply_into(x, (self.n, COLUMNS), &Output::over(out), |_, _, _| ());
+    pub fn product(&self, x: &[f32], out: &mut [f32], write: Write) {
+        self.product_of(&Input::new(x, self), x.len(), out, write);
+    }
+
+    /// As [`Self::product`], of the transpose: `x` is [k, rows].
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn product_of_transposed(&self, x: &[f32], out: &mut [f32], write: Write) {
+        self.product_of(&Input::transposed(x, self), x.len(), out, write);
+    }
+
+    fn product_of(&self, input: &Input<'_>, numbers: usize, out: &mut [f32], write: Write) {
+        let rows = numbers / self.k.max(1);
+        assert_eq!((numbers, out.len()), (rows * self.k, rows * self.n), "rows of a product");
+        let out = (&Output::over(out), write);
+        self.multiply_into(input, (rows, self.n, COLUMNS), out, |_, _, _| ());
     }
 
     /// As [`Self::multiply`], into an output that it writes whole.
     fn multiply_into(
         &self,
-        x: &[f32],
-        (n, width): (usize, usize),
-        out: &Output<'_>,
+        input: &Input<'_>,
+        (rows, n, width): (usize, usize, usize),
+        (out, write): (&Output<'_>, Write),
         finish: impl Fn(&mut [f32; COLUMNS], usize, &Range<usize>) + Sync,
     ) {
-        let rows = x.len() / self.k.max(1);
-        let input = Input::new(x, self);
         let block = |widened: &mut Vec<f32>, rows: Range<usize>, panel| {
             let source = input.panel(panel, widened);
             let columns = panel * width..n.min((panel + 1) * width);
@@ -220,7 +272,11 @@ impl Panels {
                 source.run(&rows, &mut tile);
                 for (row, sums) in rows.zip(&mut tile) {
                     finish(sums, row, &columns);
-                    out.write(row * n + columns.start, &sums[..columns.len()]);
+                    let (at, sums) = (row * n + columns.start, &sums[..columns.len()]);
+                    match write {
+                        Write::Replace => out.write(at, sums),
+                        Write::Add => out.add(at, sums),
+                    }
                 }
             }
         };
@@ -271,6 +327,21 @@ impl<'a> Input<'a> {
                 Self::Dot { x: pairs(x, panels.k), panels: data, pairs: panels.k.div_ceil(2) }
             }
             Data::Bf16(_) => Self::F32 { x: rounded(x).into(), panels },
+        }
+    }
+
+    /// x given as its transpose, [k, rows].
+    fn transposed(x: &[f32], panels: &'a Panels) -> Self {
+        match &panels.data {
+            Data::Bf16(data) if tile::has_fast_dot() => {
+                let x = pairs_of_transposed(x, panels.k);
+                Self::Dot { x, panels: data, pairs: panels.k.div_ceil(2) }
+            }
+            data => {
+                let x = transpose(x, panels.k);
+                let x = if matches!(data, Data::Bf16(_)) { rounded(&x) } else { x };
+                Self::F32 { x: x.into(), panels }
+            }
         }
     }
 
@@ -340,6 +411,60 @@ fn pairs(x: &[f32], k: usize) -> Vec<[bf16; 2]> {
         y.as_flattened_mut()[..k].convert_from_f32_slice(x);
     });
     out
+}
+
+/// [rows, k] of x [k, rows].
+fn transpose(x: &[f32], k: usize) -> Vec<f32> {
+    let rows = x.len() / k.max(1);
+    by_chunks(x.len(), (BAND * k).max(1), |band, y| {
+        for (i, x) in x.chunks_exact(rows).enumerate() {
+            let column = y[i..].iter_mut().step_by(k);
+            column.zip(&x[band * BAND..]).for_each(|(y, x)| *y = *x);
+        }
+    })
+}
+
+/// As [`pairs`], of x [k, rows].
+fn pairs_of_transposed(x: &[f32], k: usize) -> Vec<[bf16; 2]> {
+    let (rows, width) = (x.len() / k.max(1), k.div_ceil(2));
+    let mut out = vec![[bf16::ZERO; 2]; rows * width];
+    out.par_chunks_mut((BAND * width).max(1)).enumerate().for_each(|(band, out)| {
+        let mut pairs = [[bf16::ZERO; 2]; BAND];
+        for (i, x) in x.chunks(2 * rows).enumerate() {
+            let (first, second) = x.split_at(rows);
+            let part = band * BAND..rows.min((band + 1) * BAND);
+            let second = if second.is_empty() { second } else { &second[part.clone()] };
+            interleave(&first[part.clone()], second, &mut pairs);
+            out[i..].iter_mut().step_by(width).zip(&pairs).for_each(|(out, pair)| *out = *pair);
+        }
+    });
+    out
+}
+
+/// Columns that are transposed together.
+const BAND: usize = 64;
+
+/// Pairs of neighbours, as many as fit; the last of an odd number has a zero.
+#[inline(always)]
+fn pair_up(numbers: &[f32], pairs: &mut [[bf16; 2]; STRIP]) {
+    let count = numbers.len().min(2 * STRIP);
+    pairs[count / 2..].fill([bf16::ZERO; 2]);
+    pairs.as_flattened_mut()[..count].convert_from_f32_slice(&numbers[..count]);
+}
+
+/// Pairs of the numbers of two rows; `second` may be empty, for zeros.
+#[inline(always)]
+fn interleave(first: &[f32], second: &[f32], pairs: &mut [[bf16; 2]]) {
+    simd(
+        #[inline(always)]
+        || {
+            let upper = |x: f32| round(x).to_bits() >> 16;
+            for (i, pair) in pairs.iter_mut().enumerate().take(first.len()) {
+                let second = second.get(i).map_or(0, |x| upper(*x));
+                *pair = [upper(first[i]), second].map(|bits| bf16::from_bits(bits as u16));
+            }
+        },
+    );
 }
 
 /// Pairs [k / 2, COLUMNS] as f32 [k, COLUMNS].
@@ -479,8 +604,9 @@ mod tests {
                 let (x, w) = (flat(&numbers(seed, (rows, k))), flat(&numbers(seed + 9, (n, k))));
                 panels.fill(n, k, |i| &w[i * k..][..k]);
                 let (mut found, mut expected) = (vec![f32::NAN; rows * n], vec![0.0; rows * n]);
-                panels.product(&x, &mut found);
-                Panels::new(n, k, dtype, |i| &w[i * k..][..k]).product(&x, &mut expected);
+                panels.product(&x, &mut found, Write::Replace);
+                let fresh = Panels::new(n, k, dtype, |i| &w[i * k..][..k]);
+                fresh.product(&x, &mut expected, Write::Replace);
                 assert_eq!(found, expected);
                 assert_eq!((panels.inputs(), panels.outputs(), panels.dtype()), (k, n, dtype));
             }
@@ -516,6 +642,23 @@ mod tests {
             for (a, e) in found.iter().zip(chain(&x, &w, bf16_of)) {
                 let tolerance = if tile::has_fast_dot() { 1e-5 * k as f32 } else { 0.0 };
                 prop_assert!((a - e).abs() <= tolerance);
+            }
+        }
+
+        #[test]
+        fn transposed_factors_give_the_same_bits(rows in 1_usize..150, k in 1_usize..80, n in 1_usize..100) {
+            let (x, w) = (numbers(1, (rows, k)), numbers(2, (n, k)));
+            let (xt, wt) = (flat(&x.t().unwrap()), flat(&w.t().unwrap()));
+            for dtype in [DType::F32, DType::BF16] {
+                let panels = Panels::of(&w, dtype).unwrap().unwrap();
+                let expected = flat(&linear(&x, &panels, Plus::default()).unwrap());
+                let mut turned = Panels::empty(dtype);
+                turned.fill_transposed(n, k, &wt);
+                let (mut found, mut sums) = (vec![f32::NAN; rows * n], vec![1.0; rows * n]);
+                turned.product_of_transposed(&xt, &mut found, Write::Replace);
+                prop_assert_eq!(&found, &expected);
+                turned.product_of_transposed(&xt, &mut sums, Write::Add);
+                prop_assert!(sums.iter().zip(&expected).all(|(sum, y)| *sum == 1.0 + y));
             }
         }
 

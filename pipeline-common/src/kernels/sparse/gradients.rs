@@ -7,7 +7,13 @@
 
 use rayon::prelude::*;
 
-use super::{super::vector::simd, ByLatent, group};
+use super::{
+    super::{
+        product::Write,
+        vector::{axpy, simd},
+    },
+    ByLatent, group,
+};
 
 /// Columns of a tile: 8 vectors of 16.
 const TILE: usize = 128;
@@ -62,8 +68,8 @@ pub struct RowSums<'a> {
 }
 
 impl RowSums<'_> {
-    /// Adds the columns of one tile to a latent's row, `[width]`.
-    pub fn add(&self, latent: usize, tile: usize, out: &mut [f32]) {
+    /// Adds the columns of one tile to a latent's row, `[width]`, or puts them there.
+    pub fn add(&self, latent: usize, tile: usize, out: &mut [f32], write: Write) {
         let begin = tile * TILE;
         let end = out.len().min(begin + TILE);
         let out = &mut out[begin..end];
@@ -81,8 +87,9 @@ impl RowSums<'_> {
                         sums[i] = factor.mul_add(row[i], sums[i]);
                     }
                 }
-                for (out, sum) in out.iter_mut().zip(&sums) {
-                    *out += sum;
+                match write {
+                    Write::Replace => out.copy_from_slice(&sums[..out.len()]),
+                    Write::Add => axpy(1.0, &sums[..out.len()], out),
                 }
             },
         );
@@ -115,7 +122,10 @@ mod tests {
             for l in 0..d_sae {
                 assert_eq!(by_latent.fires(l), (0..rows).any(|r| dense[r * d_sae + l] != 0.0));
                 let mut out = vec![0.5; width];
-                (0..tiles.count()).for_each(|tile| sums.add(l, tile, &mut out));
+                (0..tiles.count()).for_each(|tile| sums.add(l, tile, &mut out, Write::Add));
+                let mut alone = vec![f32::NAN; width];
+                (0..tiles.count()).for_each(|tile| sums.add(l, tile, &mut alone, Write::Replace));
+                assert!(out.iter().zip(&alone).all(|(out, sum)| *out == 0.5 + sum));
                 let group = usize::from(l >= 4);
                 for (c, found) in out.iter().enumerate() {
                     let term = |r: usize| factor(r, l) * matrix[(2 * r + group) * width + c];

@@ -116,8 +116,8 @@ fn demands(answer: &Answer) -> Vec<(&'static str, String)> {
         (
             "",
             format!(
-                "the encoder as products read it {}, batches {}, the result {}",
-                bytes(memory.encoder),
+                "weights as products read them {}, batches {}, the result {}",
+                bytes(memory.laid_out),
                 bytes(memory.batch + memory.loader),
                 bytes(memory.result)
             ),

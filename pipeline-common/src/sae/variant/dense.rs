@@ -10,16 +10,17 @@ use rayon::prelude::*;
 use super::{
     Batch, Firing, Losses, Objective, add_output_gradients,
     penalty::{LatentSums, Sums, add_norm_gradient},
+    products::Products,
     squared_error, without_latents,
 };
 use crate::{
     kernels::{
-        product::{Matrix, Write, product},
         sparse::{
             SparseRows,
             gradients::{RowSums, Tiles},
             reconstruct::{Decoder, reconstruct},
         },
+        vector::simd,
     },
     sae::{Parameters, encode::Encoder, gradients::Gradients},
 };
@@ -27,6 +28,8 @@ use crate::{
 /// A block is sparse where at most one in so many of its entries has a gradient: the sparse loops
 /// reach about an eighth of a product's rate.
 pub const SPARSE: usize = 10;
+/// Latents that are passed over together where none has a gradient.
+const CHUNK: usize = 16;
 /// Latents that one task sums over the rows of a block.
 const COLUMNS: usize = 256;
 
@@ -60,6 +63,12 @@ pub trait Elementwise<const C: usize>: Send + Sync {
 
     /// The activations of latent `l` at pre-activation `a`, without the bias.
     fn activate(&self, params: &Parameters, l: usize, a: f32) -> [f32; C];
+
+    /// Latent `l` has neither an activation nor a gradient where its pre-activation, the bias
+    /// included, is at or below this.
+    fn silent(&self, _params: &Parameters, _l: usize) -> f32 {
+        0.0
+    }
 
     /// Whether the threshold has a gradient at pre-activation `a`.
     fn concerns(&self, _params: &Parameters, _l: usize, _a: f32) -> bool {
@@ -108,6 +117,9 @@ pub struct Dense<E, const C: usize> {
     /// [`SPARSE`], but for tests.
     pub(super) one_in: usize,
     encoder: Encoder,
+    products: Products,
+    /// [`Elementwise::silent`] of each latent.
+    silent: Vec<f32>,
     /// Pre-activations of a block, `[rows, d_sae]`.
     pre: Vec<f32>,
     /// Activations of a dense block, then their gradients.
@@ -133,6 +145,16 @@ struct Sparse<const C: usize> {
     input_tiles: Tiles,
 }
 
+/// Whether a pre-activation with its bias is above what keeps its latent silent.
+#[inline(always)]
+fn any_speaks(row: &[f32], (biases, silent): (&[f32], &[f32])) -> bool {
+    let mut any = false;
+    for ((a, bias), silent) in row.iter().zip(biases).zip(silent) {
+        any |= a + bias > *silent;
+    }
+    any
+}
+
 /// Entries of one row: latents, pre-activations, activations.
 type Found<const C: usize> = (Vec<u32>, Vec<f32>, [Vec<f32>; C]);
 
@@ -146,6 +168,8 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             coefficient,
             one_in: SPARSE,
             encoder: Encoder::default(),
+            products: Products::default(),
+            silent: vec![],
             pre: vec![],
             acts: empty(),
             grads: empty(),
@@ -186,27 +210,25 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         }
         self.sparse.push_empty(rows);
         self.activate(params);
-        let decoder = Matrix::new(&params.w_dec, d_sae, d_out);
+        let products = &mut self.products;
         let errors = std::array::from_fn(|c| {
-            let acts = Matrix::new(&self.acts[c], rows, d_sae);
             let output = &mut self.outputs[c][output.clone()];
-            product(acts, decoder, output, Write::Add);
+            products.decode(params, &self.acts[c], output);
             let squared = share * squared_error(output, d_out, share);
-            let output = Matrix::new(output, rows, d_out);
             self.grads[c].resize(rows * d_sae, 0.0);
-            product(output, decoder.t(), &mut self.grads[c], Write::Replace);
+            products.decode_back(params, output, &mut self.grads[c]);
             if !self.activation.is_detached(c) {
-                product(acts.t(), output, &mut grads.dense().w_dec, Write::Add);
+                products.add_sums(&self.acts[c], (output, d_out), &mut grads.dense().w_dec);
             }
             squared
         });
         self.dense_backward(params, per_row, &mut sums.latents);
-        let pre_grad = Matrix::new(&self.pre, rows, d_sae);
-        let input = Matrix::new(&batch.input[first * d_in..][..rows * d_in], rows, d_in);
-        product(pre_grad.t(), input, &mut grads.dense().w_enc, Write::Add);
+        let input = &batch.input[first * d_in..][..rows * d_in];
+        self.products.add_sums(&self.pre, (input, d_in), &mut grads.dense().w_enc);
         errors
     }
 
+    #[inline(always)]
     fn has_gradient(&self, params: &Parameters, l: usize, a: f32) -> bool {
         self.activation.activate(params, l, a).iter().any(|f| *f != 0.0)
             || self.activation.concerns(params, l, a)
@@ -214,8 +236,17 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
 
     fn is_sparse(&self, params: &Parameters) -> bool {
         let of_row = |row: &[f32]| {
-            let entries = row.iter().enumerate();
-            entries.filter(|(l, a)| self.has_gradient(params, *l, **a)).count()
+            simd(
+                #[inline(always)]
+                || {
+                    let latents = params.b_enc.iter().zip(&self.silent);
+                    let mut entries = 0_u32;
+                    for (a, (bias, silent)) in row.iter().zip(latents) {
+                        entries += u32::from(a + bias > *silent);
+                    }
+                    entries as usize
+                },
+            )
         };
         let entries: usize = self.pre.par_chunks(params.d_sae).map(of_row).sum();
         entries.saturating_mul(self.one_in) <= self.pre.len()
@@ -225,14 +256,28 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
     fn keep_entries(&mut self, params: &Parameters) -> [SparseRows; C] {
         let of_row = |row: &[f32]| {
             let mut found: Found<C> = (vec![], vec![], std::array::from_fn(|_| vec![]));
-            for (l, a) in row.iter().enumerate() {
-                if self.has_gradient(params, l, *a) {
-                    found.0.push(l as u32);
-                    found.1.push(*a);
-                    let acts = self.activation.activate(params, l, *a);
-                    found.2.iter_mut().zip(acts).for_each(|(all, f)| all.push(f));
-                }
-            }
+            let latents = params.b_enc.chunks(CHUNK).zip(self.silent.chunks(CHUNK));
+            simd(
+                #[inline(always)]
+                || {
+                    for (n, (row, latents)) in row.chunks(CHUNK).zip(latents).enumerate() {
+                        if !any_speaks(row, latents) {
+                            continue;
+                        }
+                        for (i, a) in row.iter().enumerate() {
+                            let l = n * CHUNK + i;
+                            if self.has_gradient(params, l, *a) {
+                                found.0.push(l as u32);
+                                found.1.push(*a);
+                                let acts = self.activation.activate(params, l, *a);
+                                for (all, f) in found.2.iter_mut().zip(acts) {
+                                    all.push(f);
+                                }
+                            }
+                        }
+                    }
+                },
+            );
             found
         };
         let found: Vec<_> = self.pre.par_chunks(params.d_sae).map(of_row).collect();
@@ -392,10 +437,12 @@ impl<E: Elementwise<C>, const C: usize> Objective for Dense<E, C> {
         let lambda = self.coefficient * batch.sparsity;
         let per_row = (lambda / sums.rows as f64) as f32;
         self.activation.prepare(params, batch.step);
+        self.silent = (0..params.d_sae).map(|l| self.activation.silent(params, l)).collect();
         self.sparse.clear();
         self.outputs.iter_mut().for_each(|output| without_latents(params, &batch, output));
         let (mut errors, mut encoder) = ([0.0; C], std::mem::take(&mut self.encoder));
-        encoder.load(&params.w_enc, params.d_in, batch.precision);
+        encoder.load_for(&params.w_enc, params.d_in, batch.precision, batch.input);
+        self.products.begin(batch.precision);
         encoder.blocks(batch.input, |first, block| {
             std::mem::swap(&mut self.pre, block);
             let of_block = self.block(params, &batch, first, (&mut sums, grads, per_row));

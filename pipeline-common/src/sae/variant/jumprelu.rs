@@ -90,6 +90,13 @@ impl Elementwise<1> for JumpRelu {
         [if a > params.threshold[l] { a } else { 0.0 }]
     }
 
+    /// The window's lower end, and a little less: its rounding is another than that of
+    /// [`Self::in_window`].
+    fn silent(&self, params: &Parameters, l: usize) -> f32 {
+        let threshold = params.threshold[l];
+        threshold - 0.5 * self.bandwidth - 1e-6 * (threshold + self.bandwidth)
+    }
+
     #[inline(always)]
     fn concerns(&self, params: &Parameters, l: usize, a: f32) -> bool {
         self.in_window(a + params.b_enc[l], params.threshold[l])

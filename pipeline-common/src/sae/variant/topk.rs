@@ -161,7 +161,7 @@ impl TopK {
         let shift = Shift { b_enc: &params.b_enc, norms: norms.as_deref() };
         let (k, rows) = (self.selection.k_at(batch.step), batch.rows(params));
         let Pass { encoder, active, .. } = &mut self.main;
-        encoder.load(&params.w_enc, params.d_in, batch.precision);
+        encoder.load_for(&params.w_enc, params.d_in, batch.precision, batch.input);
         let smallest = match self.selection.among {
             Among::Row => {
                 encoder.top_k(batch.input, shift, (k, 0.0), active);
@@ -200,7 +200,7 @@ impl TopK {
         let floor = if self.aux.form == AuxForm::Scaled { f32::NEG_INFINITY } else { 0.0 };
         let pass = &mut self.revival;
         let k = self.aux.k.min(dead.len());
-        pass.encoder.load(&w_enc, d_in, batch.precision);
+        pass.encoder.load_for(&w_enc, d_in, batch.precision, batch.input);
         let shift = Shift { b_enc: &b_enc, norms: None };
         pass.encoder.top_k(batch.input, shift, (k, floor), &mut pass.active);
         pass.active.rename(dead);
