@@ -102,6 +102,16 @@ pub enum ModelError {
         /// Names that exist.
         known: String,
     },
+    /// The family computes no such tensor.
+    #[error("{architecture} has no {point}: {why}")]
+    NoSuchPoint {
+        /// The point's short name.
+        point: String,
+        /// The model's class.
+        architecture: String,
+        /// What it does instead.
+        why: &'static str,
+    },
     /// No hook has a name of that pattern.
     #[error("no hook of {architecture} matches `{pattern}`")]
     NoMatch {
@@ -172,6 +182,7 @@ impl Classify for ModelError {
     fn kind(&self) -> Kind {
         match self {
             Self::UnknownHook { .. }
+            | Self::NoSuchPoint { .. }
             | Self::NoMatch { .. }
             | Self::NoSuchLayer { .. }
             | Self::TooLong { .. }
@@ -185,6 +196,7 @@ impl Classify for ModelError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownHook { known, .. } => Some(format!("hooks: {known}")),
+            Self::NoSuchPoint { .. } => Some("discover_layers lists every hook".to_owned()),
             Self::NoMatch { near, .. } => {
                 Some(format!("near it are {near}; discover_layers lists every hook"))
             }

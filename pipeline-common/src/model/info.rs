@@ -2,39 +2,15 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-
 use super::{
     ModelError,
-    bert::{self, BertConfig},
     config_file::ConfigFile,
-    decoder::{self, DecoderConfig, DecoderJson},
-    llama, qwen2,
+    encoder,
+    family::{Description, FAMILIES},
     site::{Point, Site},
+    transformer,
 };
-
-/// Families there are, by `model_type`.
-pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "bert"];
-
-/// Keys that change the arithmetic in other families, with the values that leave it as it is.
-/// Anything else is refused: a model that computes something different must not pass for this one.
-const REFUSED: &[(&str, &[&str])] = &[
-    ("quantization_config", &[]),
-    ("partial_rotary_factor", &["1.0", "1"]),
-    ("attn_logit_softcapping", &[]),
-    ("final_logit_softcapping", &[]),
-    ("embedding_multiplier", &["1.0", "1"]),
-    ("attention_multiplier", &[]),
-    ("residual_multiplier", &["1.0", "1"]),
-    ("logits_scaling", &["1.0", "1"]),
-    ("rope_interleaved", &["false"]),
-    ("no_rope_layers", &["[]"]),
-    ("use_qk_norm", &["false"]),
-    ("alibi", &["false"]),
-    ("num_local_experts", &["1"]),
-    ("is_decoder", &["false"]),
-    ("add_cross_attention", &["false"]),
-];
+use crate::kernels::attention::Sees;
 
 /// A model as its `config.json` describes it.
 #[derive(Clone, Debug)]
@@ -63,32 +39,11 @@ pub struct ModelInfo {
     pub tied: bool,
     /// Number format that `config.json` claims for the weights.
     pub dtype: Option<String>,
-    pub(super) family: Family,
-}
-
-/// A family and its settings.
-#[derive(Clone, Debug)]
-pub(super) enum Family {
-    Decoder(DecoderConfig),
-    Bert(BertConfig),
-}
-
-/// `config.json`, by its `model_type`.
-#[derive(Deserialize)]
-#[serde(tag = "model_type", rename_all = "snake_case")]
-enum Config {
-    Llama(DecoderJson),
-    Qwen2(DecoderJson),
-    Bert(bert::BertJson),
-}
-
-/// What every family's `config.json` holds.
-#[derive(Deserialize)]
-struct Common {
-    model_type: String,
-    architectures: Option<Vec<String>>,
-    dtype: Option<String>,
-    torch_dtype: Option<String>,
+    /// What comes before the base model's modules, with its dot.
+    prefix: String,
+    /// Hook points.
+    sites: Vec<Site>,
+    pub(super) network: Description,
 }
 
 impl ModelInfo {
@@ -101,46 +56,58 @@ impl ModelInfo {
     }
 
     fn from_file(file: &ConfigFile) -> Result<Self, ModelError> {
-        let common: Common = file.parse()?;
-        if !FAMILIES.contains(&common.model_type.as_str()) {
-            return Err(unknown_family(&file.path, common.model_type));
-        }
-        for (key, inert) in REFUSED {
-            file.refuse_unless(key, inert)?;
-        }
-        let mut info = match file.parse()? {
-            Config::Llama(json) => decoder(llama::config(json, file)?, "LlamaForCausalLM"),
-            Config::Qwen2(json) => decoder(qwen2::config(json, file)?, "Qwen2ForCausalLM"),
-            Config::Bert(json) => encoder(bert::config(json, file)?),
+        let model_type = file.maybe_text("model_type")?.unwrap_or_default();
+        let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+            return Err(unknown_family(&file.path, model_type));
         };
-        if let Some([architecture, ..]) = common.architectures.as_deref() {
-            info.architecture.clone_from(architecture);
+        let network = (family.describe)(file)?;
+        file.refuse_unread()?;
+        let mut info = match &network {
+            Description::Transformer(config) => of_transformer(config),
+            Description::Encoder(config) => of_encoder(config),
+        };
+        let classes = file.get("architectures").and_then(|classes| classes.get(0));
+        let class = classes.and_then(|class| class.as_str()).unwrap_or(family.class);
+        info.architecture = class.to_owned();
+        // Base models end their class's name so; the heads of some of them end theirs so too.
+        if class.ends_with("Model") && !class.ends_with("HeadModel") {
+            info.prefix.clear();
         }
-        info.model_type = common.model_type;
-        info.dtype = common.dtype.or(common.torch_dtype);
+        info.model_type = model_type.to_owned();
+        let dtype = file.maybe_text("dtype")?;
+        info.dtype = dtype
+            .map_or_else(|| file.maybe_text("torch_dtype"), |d| Ok(Some(d)))?
+            .map(str::to_owned);
         Ok(info)
     }
 
-    /// The hook points of the model's family.
-    pub fn sites(&self) -> &'static [Site] {
-        match self.family {
-            Family::Decoder(_) => decoder::SITES,
-            Family::Bert(_) => bert::SITES,
-        }
+    /// The hook points of the model.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
     }
 
     /// The family's description of a point, if it has that point.
-    pub fn site(&self, point: Point) -> Option<&'static Site> {
+    pub fn site(&self, point: Point) -> Option<&Site> {
         self.sites().iter().find(|s| s.point == point)
     }
 
-    /// What the class puts before its base model's module names: empty for the base model itself.
-    pub fn prefix(&self) -> &'static str {
-        match self.family {
-            _ if self.architecture.ends_with("Model") => "",
-            Family::Decoder(_) => "model.",
-            Family::Bert(_) => "bert.",
+    /// Why the family has no such point, where its architecture is the reason.
+    pub(super) fn absence(&self, point: Point) -> Option<&'static str> {
+        match (&self.network, point) {
+            (Description::Transformer(c), Point::ResidMid) if c.residual.parallel => Some(
+                "attention and feed-forward block work side by side on resid_pre, and what both \
+                 add makes resid_post",
+            ),
+            (Description::Transformer(c), Point::MlpAct) if c.mlp.experts.is_some() => {
+                Some("each token runs through experts of its own")
+            }
+            _ => None,
         }
+    }
+
+    /// What the class puts before its base model's module names: empty for the base model itself.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The layer to start with: the middle one, where features are neither tokens nor predictions.
@@ -150,58 +117,73 @@ impl ModelInfo {
 
     /// Weights of the whole model.
     pub fn parameters(&self) -> u64 {
-        match &self.family {
-            Family::Decoder(config) => decoder::parameters(config),
-            Family::Bert(config) => bert::parameters(config),
+        match &self.network {
+            Description::Transformer(config) => config.parameters(),
+            Description::Encoder(config) => config.parameters(),
+        }
+    }
+
+    /// Of each block, the multiplications by weights that it costs a token, and the keys that a token
+    /// sees.
+    pub(super) fn block_costs(&self) -> Vec<(f64, Sees)> {
+        match &self.network {
+            Description::Transformer(c) => {
+                c.layers.iter().map(|layer| (c.products(layer), layer.sees)).collect()
+            }
+            Description::Encoder(c) => vec![(c.products(), Sees::ALL); c.n_layers],
         }
     }
 }
 
-/// The description of a decoder.
-fn decoder(config: DecoderConfig, architecture: &str) -> ModelInfo {
+fn of_transformer(c: &transformer::Config) -> ModelInfo {
+    let heads = c.attention.heads;
     ModelInfo {
-        architecture: architecture.to_owned(),
+        architecture: String::new(),
         model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
-        tied: config.tied,
+        n_layers: c.layers.len(),
+        d_model: c.d_model,
+        d_mlp: c.mlp.experts.map_or(c.mlp.width, |experts| experts.width),
+        n_heads: heads.heads,
+        n_kv_heads: heads.kv_heads,
+        d_head: heads.d,
+        vocab_size: c.vocab_size,
+        context_length: c.context,
+        tied: c.head.is_none_or(|head| head.tied),
         dtype: None,
-        family: Family::Decoder(config),
+        prefix: format!("{}.", c.names.base),
+        sites: transformer::sites::sites(c),
+        network: Description::Transformer(c.clone()),
     }
 }
 
-/// The description of an encoder.
-fn encoder(config: BertConfig) -> ModelInfo {
+fn of_encoder(c: &encoder::Config) -> ModelInfo {
     ModelInfo {
-        architecture: "BertModel".to_owned(),
+        architecture: String::new(),
         model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
+        n_layers: c.n_layers,
+        d_model: c.d_model,
+        d_mlp: c.d_mlp,
+        n_heads: c.heads.heads,
+        n_kv_heads: c.heads.kv_heads,
+        d_head: c.heads.d,
+        vocab_size: c.vocab_size,
+        context_length: c.context(),
         tied: true,
         dtype: None,
-        family: Family::Bert(config),
+        prefix: format!("{}.", c.base),
+        sites: encoder::sites(),
+        network: Description::Encoder(c.clone()),
     }
 }
 
-fn unknown_family(path: &Path, found: String) -> ModelError {
-    let distance = |name: &&&str| (strsim::jaro_winkler(&found, name) * 1e6) as u64;
-    let nearest = FAMILIES.iter().max_by_key(distance).copied().unwrap_or_default();
+fn unknown_family(path: &Path, found: &str) -> ModelError {
+    let names: Vec<&'static str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    let likeness = |name: &&&str| (strsim::jaro_winkler(found, name) * 1e6) as u64;
+    let nearest = names.iter().max_by_key(likeness).copied().unwrap_or_default();
     ModelError::UnknownFamily {
         path: path.to_owned(),
-        found,
-        supported: FAMILIES.join(", "),
+        found: found.to_owned(),
+        supported: names.join(", "),
         nearest,
     }
 }
@@ -219,20 +201,19 @@ pub(super) mod testing {
 
     /// The `config.json` of [`tiny`].
     pub fn config(model_type: &str, architecture: &str) -> Value {
-        let mut config = serde_json::json!({
+        serde_json::json!({
             "model_type": model_type, "architectures": [architecture], "hidden_size": 48,
             "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "max_position_embeddings": 64, "vocab_size": 100, "hidden_act": "silu",
-        });
-        if model_type == "bert" {
-            config["hidden_act"] = "gelu".into();
-        }
-        config
+            "max_position_embeddings": 64, "vocab_size": 100,
+            "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64,
+            "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40,
+        })
     }
 
     pub fn parse(config: &Value) -> Result<ModelInfo, ModelError> {
         let keys = config.as_object().unwrap().clone();
-        ModelInfo::from_file(&ConfigFile { path: "config.json".into(), keys })
+        ModelInfo::from_file(&ConfigFile::new("config.json".into(), keys))
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Weights {
     dtype: DType,
     /// What the weights of linear layers are multiplied in.
     products: DType,
+    /// Whether those weights are stored [in, out].
+    transposed: bool,
 }
 
 struct Files {
@@ -54,7 +56,7 @@ impl Weights {
         let files = Arc::new(Files::open(dir)?);
         let tensors = if device.is_cpu() && dtype == DType::BF16 { DType::F32 } else { dtype };
         let (prefix, device) = (String::new(), device.clone());
-        Ok(Self { files, prefix, device, dtype: tensors, products: dtype })
+        Ok(Self { files, prefix, device, dtype: tensors, products: dtype, transposed: false })
     }
 
     /// What the weights of linear layers are multiplied in.
@@ -67,13 +69,44 @@ impl Weights {
         Self { prefix: self.name(&name.to_string()), ..self.clone() }
     }
 
+    /// The place of a module beside this one.
+    pub fn beside(&self, name: &str) -> Self {
+        let parent = self.prefix.rsplit_once('.').map_or("", |(parent, _)| parent);
+        Self { prefix: parent.to_owned(), ..self.clone() }.pp(name)
+    }
+
+    /// The same place, where weights of linear layers are stored [in, out] if told so.
+    pub fn transposed(self, transposed: bool) -> Self {
+        Self { transposed, ..self }
+    }
+
     fn name(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+        match (self.prefix.as_str(), name) {
+            ("", name) => name.to_owned(),
+            (prefix, "") => prefix.to_owned(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
     }
 
     /// Whether the checkpoint has a tensor of that name here.
     pub fn contains(&self, name: &str) -> bool {
         self.files.places.contains_key(&self.name(name))
+    }
+
+    /// Reads the weight of the linear layer that is here, [out, in].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn matrix(&self, (input, output): (usize, usize)) -> Result<Tensor, ModelError> {
+        if self.transposed {
+            return Ok(self.get("weight", &[input, output])?.t()?.contiguous()?);
+        }
+        self.get("weight", &[output, input])
+    }
+
+    /// Ones `[d]`, where a family has no weight.
+    pub fn ones(&self, d: usize) -> Result<Tensor, ModelError> {
+        Ok(Tensor::ones(d, self.dtype, &self.device)?)
     }
 
     /// Reads a tensor, which must have the shape that `config.json` implies.
