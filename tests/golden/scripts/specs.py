@@ -574,6 +574,8 @@ MODERNBERT = {
     "torch_dtype": "float32",
     "vocab_size": 80,
 }
+# What the quantised checkpoints hold: matrices of 16 to 64 rows and columns.
+QUANTISED = {**LLAMA, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
 def with_neox_buffers(state: dict) -> dict:
