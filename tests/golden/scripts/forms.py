@@ -37,7 +37,8 @@ def pickled(state: Tensors, config: dict, out: Path) -> None:
 
 def pickled_shards(state: Tensors, config: dict, out: Path) -> None:
     write_config(config, out)
-    for file, part in split(state, 2, "pytorch_model-{:05d}-of-{:05d}.bin", out / "pytorch_model.bin.index.json"):
+    name, index = "pytorch_model-{:05d}-of-{:05d}.bin", out / "pytorch_model.bin.index.json"
+    for file, part in split(state, 2, name, index):
         torch.save(part, out / file)
 
 

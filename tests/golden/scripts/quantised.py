@@ -308,8 +308,12 @@ def gptq_config(bits: int, group: int, symmetric: bool, desc_act: bool, version:
 
 
 def compressed(layout: str, weights: dict, activations: dict | None) -> dict:
-    scheme = {"dynamic": False, "symmetric": True, **weights}
-    group = {"input_activations": activations, "output_activations": None, "targets": ["Linear"], "weights": scheme}
+    group = {
+        "input_activations": activations,
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": {"dynamic": False, "symmetric": True, **weights},
+    }
     return {
         "config_groups": {"group_0": group},
         "format": layout,
