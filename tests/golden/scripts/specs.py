@@ -39,7 +39,7 @@ class Spec:
     @property
     def generates(self) -> bool:
         """Whether generated tokens are stored."""
-        return self.tokenizer is None and self.config["model_type"] not in ENCODERS
+        return self.config["model_type"] not in ENCODERS
 
     @property
     def dtype(self) -> torch.dtype:
@@ -574,6 +574,8 @@ MODERNBERT = {
     "torch_dtype": "float32",
     "vocab_size": 80,
 }
+# What the quantised checkpoints hold: matrices of 16 to 64 rows and columns.
+QUANTISED = {**LLAMA, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
 def with_neox_buffers(state: dict) -> dict:
@@ -591,6 +593,7 @@ SPECS: dict[str, Spec] = {
     "llama_tied_rope3": Spec(
         LLAMA_TIED_ROPE3,
         "Llama, grouped-query attention, tied embeddings, rope_scaling llama3",
+        {"scaling": {"rope_scaling": None}},
         tokenizer=tok_llama3,
         pad="<|finetune_right_pad_id|>",
         long=48,
@@ -598,6 +601,7 @@ SPECS: dict[str, Spec] = {
     "qwen2": Spec(
         QWEN2,
         "Qwen2, bias on q/k/v, one key-value head, tied embeddings",
+        {"biases": zeroed("_proj.bias")},
         tokenizer=tok_qwen,
         pad="<|endoftext|>",
         long=48,
@@ -605,6 +609,7 @@ SPECS: dict[str, Spec] = {
     "bert": Spec(
         BERT,
         "BERT encoder, no prefix on tensor names, no pooler use",
+        {"positions": zeroed("position_embeddings.weight")},
         tokenizer=word_piece,
         pad="[PAD]",
         rename=with_position_ids,
@@ -656,7 +661,7 @@ SPECS: dict[str, Spec] = {
     ),
     "gemma3_text": Spec(
         GEMMA3,
-        "Gemma 3, norm of queries and keys, two rotary bases, linear scaling of global layers, every third global",
+        "Gemma 3, norm of queries and keys, two rotary bases, linear scaling and every third layer global",
         {
             "qk norm": without("_norm"),
             "query scale": {"query_pre_attn_scalar": 16},
@@ -788,7 +793,10 @@ SPECS: dict[str, Spec] = {
     "qwen2_moe": Spec(
         QWEN2_MOE,
         "Qwen2-MoE, two of four experts whose weights do not add up to one, and a gated shared expert",
-        {"weights as they are": {"norm_topk_prob": True}, "shared expert": zeroed("shared_expert.down_proj.weight")},
+        {
+            "weights as they are": {"norm_topk_prob": True},
+            "shared expert": zeroed("shared_expert.down_proj.weight"),
+        },
     ),
     "qwen3_moe": Spec(
         QWEN3_MOE,
