@@ -10,8 +10,7 @@ use std::{
 use flate2::{Crc, read::DeflateDecoder};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::tensors::Bytes;
-use crate::sae::SaeError;
+use super::{Bytes, TorchError};
 
 /// Deflate makes no more than this many bytes of one.
 const DEFLATE_RATIO: u64 = 1032;
@@ -38,8 +37,8 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// What is no zip archive, or names places outside the file.
-    pub fn open(path: &Path, bytes: &'a [u8]) -> Result<Self, SaeError> {
-        let bad = |reason: String| SaeError::Format { path: path.to_owned(), reason };
+    pub fn open(path: &Path, bytes: &'a [u8]) -> Result<Self, TorchError> {
+        let bad = |reason: String| TorchError::Format { path: path.to_owned(), reason };
         let zip = |e: zip::result::ZipError| bad(format!("not a readable zip archive: {e}"));
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(zip)?;
         let mut entries = BTreeMap::new();
@@ -67,7 +66,7 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// If there is none of this name, it is damaged, or compressed in another way than deflate.
-    pub fn read(&self, name: &str) -> Result<Bytes, SaeError> {
+    pub fn read(&self, name: &str) -> Result<Bytes, TorchError> {
         let Some(entry) = self.entries.get(name) else {
             return Err(self.bad(format!("`{name}` is missing")));
         };
@@ -90,6 +89,20 @@ impl<'a> Archive<'a> {
         Ok(contents)
     }
 
+    /// Where a file lies that is not compressed; nothing of it is read.
+    ///
+    /// # Errors
+    /// If there is none of this name, or it is compressed.
+    pub fn place(&self, name: &str) -> Result<Range<usize>, TorchError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(self.bad(format!("`{name}` is missing")));
+        };
+        if entry.method != CompressionMethod::Stored || entry.range.len() as u64 != entry.size {
+            return Err(self.bad(format!("`{name}` is compressed, which torch never does")));
+        }
+        Ok(entry.range.clone())
+    }
+
     /// The bytes that contents stand for.
     pub fn slice<'b>(&self, contents: &'b Bytes) -> &'b [u8]
     where
@@ -101,7 +114,7 @@ impl<'a> Archive<'a> {
         }
     }
 
-    fn inflate(&self, name: &str, raw: &[u8], size: u64) -> Result<Vec<u8>, SaeError> {
+    fn inflate(&self, name: &str, raw: &[u8], size: u64) -> Result<Vec<u8>, TorchError> {
         if size > (raw.len() as u64 + 1).saturating_mul(DEFLATE_RATIO) {
             return Err(self.bad(format!("`{name}` claims {size} bytes in {}", raw.len())));
         }
@@ -115,7 +128,7 @@ impl<'a> Archive<'a> {
     }
 
     /// An error in this file.
-    pub fn bad(&self, reason: String) -> SaeError {
-        SaeError::Format { path: self.path.clone(), reason }
+    pub fn bad(&self, reason: String) -> TorchError {
+        TorchError::Format { path: self.path.clone(), reason }
     }
 }

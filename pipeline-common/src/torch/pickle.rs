@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use safetensors::Dtype;
 
-use super::tensors::Scalar;
+use super::Scalar;
 
 /// Longer pickles are refused; a state dictionary's has about 200 bytes a tensor.
 const LONGEST: usize = 16 << 20;
@@ -448,7 +448,7 @@ impl<'a> Machine<'a> {
 mod tests {
     use super::*;
 
-    /// Never a panic; what is left of the tests is in `torch`.
+    /// Never a panic; what is left of the tests is beside the formats of SAEs.
     #[test]
     fn what_is_no_dictionary_of_tensors_is_refused() {
         let global = |name: &str| PickleError::Global { name: name.to_owned() };
