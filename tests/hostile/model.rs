@@ -46,8 +46,8 @@ fn weights_that_are_missing_or_truncated() {
         refused_at_once(&work, &[("MODEL_ID", text(&model))], &expected);
     }
     fs_err::remove_file(&weights).unwrap();
-    let error = ["no model.safetensors or model.safetensors.index.json in", text(&model)];
-    let expected = Refusal { code: 65, error: &error, hint: "safetensors only" };
+    let error = ["no model.safetensors", "pytorch_model.bin.index.json in", text(&model)];
+    let expected = Refusal { code: 65, error: &error, hint: "torch.save" };
     refused_at_once(&work, &[("MODEL_ID", text(&model))], &expected);
 
     let index = model.join("model.safetensors.index.json");

@@ -596,7 +596,8 @@ mod tests {
         for sees in [Sees::PAST, Sees::ALL, Sees::window(5), Sees { back: 3, ahead: 3 }] {
             for cap in [None, Some(1.5)] {
                 let scoring = scoring(sees, cap);
-                let got = attention((&q, &k, &v), &[span.clone()], heads, scoring).unwrap();
+                let got =
+                    attention((&q, &k, &v), std::slice::from_ref(&span), heads, scoring).unwrap();
                 assert_close(&got, &plain(&q, &k, &v, &span, (heads, scoring)), 1e-5);
             }
         }

@@ -27,117 +27,130 @@ use crate::kernels::{
     attention::{Heads, Scoring, Sees, Span},
 };
 
-/// The hook points.
-pub(super) fn sites() -> Vec<Site> {
-    vec![
-        Site::new(
-            Point::WordEmbed,
-            "@embeddings.word_embeddings",
-            "embed.hook_embed",
-            "token embedding",
-        ),
-        Site::new(
-            Point::TokenTypeEmbed,
-            "@embeddings.token_type_embeddings",
-            "embed.hook_token_type_embed",
-            "embedding of token type 0, the same in every row",
-        ),
-        Site::new(
-            Point::PositionEmbed,
-            "@embeddings.position_embeddings",
-            "embed.hook_pos_embed",
-            "position embedding",
-        ),
-        Site::new(
-            Point::EmbedSum,
-            "@embeddings.LayerNorm#in",
-            "embed.ln.hook_in",
-            "sum of the embeddings before their norm",
-        ),
-        Site::new(
-            Point::Embed,
-            "@embeddings",
-            "hook_full_embed",
-            "embeddings after their norm: what enters the first block",
-        )
-        .also(["@embeddings.LayerNorm"]),
-        Site::new(
-            Point::ResidPre,
-            "@encoder.layer.{}#in",
-            "blocks.{}.hook_resid_pre",
-            "input of the block (normalised: the previous block ends with a norm)",
-        )
-        .also(["@encoder.layer.{}.attention#in", "@encoder.layer.{}.attention.self#in"]),
-        Site::new(
-            Point::Z,
-            "@encoder.layer.{}.attention.self",
-            "blocks.{}.attn.hook_z",
-            "mix of values per head, heads side by side, before the output projection",
-        )
-        .also(["@encoder.layer.{}.attention.output.dense#in"])
-        .wide(Width::Heads),
-        Site::new(
-            Point::AttnOut,
-            "@encoder.layer.{}.attention.output.dense",
-            "blocks.{}.hook_attn_out",
-            "what the attention adds",
-        ),
-        Site::new(
-            Point::ResidMid,
-            "@encoder.layer.{}.attention.output.LayerNorm#in",
-            "blocks.{}.hook_resid_mid",
-            "sum of the block's input and the attention, before the norm",
-        ),
-        Site::new(
-            Point::MlpIn,
-            "@encoder.layer.{}.attention.output",
-            "blocks.{}.ln1.hook_normalized",
-            "normalised resid_mid: what the feed-forward block reads and is added to",
-        )
-        .also([
+/// Point, module path, other paths of the same tensor, TransformerLens name, what it is.
+type Row = (Point, &'static str, &'static [&'static str], &'static str, &'static str);
+
+const SITES: [Row; 15] = [
+    (Point::WordEmbed, "@embeddings.word_embeddings", &[], "embed.hook_embed", "token embedding"),
+    (
+        Point::TokenTypeEmbed,
+        "@embeddings.token_type_embeddings",
+        &[],
+        "embed.hook_token_type_embed",
+        "embedding of token type 0, the same in every row",
+    ),
+    (
+        Point::PositionEmbed,
+        "@embeddings.position_embeddings",
+        &[],
+        "embed.hook_pos_embed",
+        "position embedding",
+    ),
+    (
+        Point::EmbedSum,
+        "@embeddings.LayerNorm#in",
+        &[],
+        "embed.ln.hook_in",
+        "sum of the embeddings before their norm",
+    ),
+    (
+        Point::Embed,
+        "@embeddings",
+        &["@embeddings.LayerNorm"],
+        "hook_full_embed",
+        "embeddings after their norm: what enters the first block",
+    ),
+    (
+        Point::ResidPre,
+        "@encoder.layer.{}#in",
+        &["@encoder.layer.{}.attention#in", "@encoder.layer.{}.attention.self#in"],
+        "blocks.{}.hook_resid_pre",
+        "input of the block (normalised: the previous block ends with a norm)",
+    ),
+    (
+        Point::Z,
+        "@encoder.layer.{}.attention.self",
+        &["@encoder.layer.{}.attention.output.dense#in"],
+        "blocks.{}.attn.hook_z",
+        "mix of values per head, heads side by side, before the output projection",
+    ),
+    (
+        Point::AttnOut,
+        "@encoder.layer.{}.attention.output.dense",
+        &[],
+        "blocks.{}.hook_attn_out",
+        "what the attention adds",
+    ),
+    (
+        Point::ResidMid,
+        "@encoder.layer.{}.attention.output.LayerNorm#in",
+        &[],
+        "blocks.{}.hook_resid_mid",
+        "sum of the block's input and the attention, before the norm",
+    ),
+    (
+        Point::MlpIn,
+        "@encoder.layer.{}.attention.output",
+        &[
             "@encoder.layer.{}.attention",
             "@encoder.layer.{}.attention.output.LayerNorm",
             "@encoder.layer.{}.intermediate#in",
-        ]),
-        Site::new(
-            Point::MlpAct,
-            "@encoder.layer.{}.intermediate",
-            "blocks.{}.mlp.hook_post",
-            "inner activation of the feed-forward block",
-        )
-        .also([
+        ],
+        "blocks.{}.ln1.hook_normalized",
+        "normalised resid_mid: what the feed-forward block reads and is added to",
+    ),
+    (
+        Point::MlpAct,
+        "@encoder.layer.{}.intermediate",
+        &[
             "@encoder.layer.{}.intermediate.intermediate_act_fn",
             "@encoder.layer.{}.output.dense#in",
-        ])
-        .wide(Width::Mlp),
-        Site::new(
-            Point::MlpOut,
-            "@encoder.layer.{}.output.dense",
-            "blocks.{}.hook_mlp_out",
-            "what the feed-forward block adds",
-        ),
-        Site::new(
-            Point::ResidSum,
-            "@encoder.layer.{}.output.LayerNorm#in",
-            "blocks.{}.hook_resid_post",
-            "sum after the feed-forward block, before the norm that ends the block \
+        ],
+        "blocks.{}.mlp.hook_post",
+        "inner activation of the feed-forward block",
+    ),
+    (
+        Point::MlpOut,
+        "@encoder.layer.{}.output.dense",
+        &[],
+        "blocks.{}.hook_mlp_out",
+        "what the feed-forward block adds",
+    ),
+    (
+        Point::ResidSum,
+        "@encoder.layer.{}.output.LayerNorm#in",
+        &[],
+        "blocks.{}.hook_resid_post",
+        "sum after the feed-forward block, before the norm that ends the block \
                (TransformerLens calls this one hook_resid_post)",
-        ),
-        Site::new(
-            Point::ResidPost,
-            "@encoder.layer.{}",
-            "blocks.{}.hook_normalized_resid_post",
-            "output of the block, after its norm",
-        )
-        .also(["@encoder.layer.{}.output", "@encoder.layer.{}.output.LayerNorm"]),
-        Site::new(
-            Point::Pooler,
-            "@pooler",
-            "pooler.hook_out",
-            "pooler, applied to every row; the model itself reads a sentence's first row only",
-        )
-        .also(["@pooler.activation"]),
-    ]
+    ),
+    (
+        Point::ResidPost,
+        "@encoder.layer.{}",
+        &["@encoder.layer.{}.output", "@encoder.layer.{}.output.LayerNorm"],
+        "blocks.{}.hook_normalized_resid_post",
+        "output of the block, after its norm",
+    ),
+    (
+        Point::Pooler,
+        "@pooler",
+        &["@pooler.activation"],
+        "pooler.hook_out",
+        "pooler, applied to every row; the model itself reads a sentence's first row only",
+    ),
+];
+
+/// The hook points.
+pub(super) fn sites() -> Vec<Site> {
+    let width = |point| match point {
+        Point::Z => Width::Heads,
+        Point::MlpAct => Width::Mlp,
+        _ => Width::Model,
+    };
+    let site = |(point, path, also, lens, what): Row| {
+        Site::new(point, path, lens, what).also(also.iter().copied()).wide(width(point))
+    };
+    SITES.into_iter().map(site).collect()
 }
 
 /// An encoder's settings, checked.

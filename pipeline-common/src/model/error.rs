@@ -25,6 +25,12 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
+    /// A file of the checkpoint is of a format that PyTorch has left.
+    #[error("{message}")]
+    Legacy {
+        /// The file, and what it is.
+        message: String,
+    },
     /// `config.json` names a family that is not implemented.
     #[error(
         "`{}`: model_type `{found}` is not supported (supported: {supported}); nearest is `{nearest}`",
@@ -205,9 +211,12 @@ impl Classify for ModelError {
                 n_layers - 1
             )),
             Self::TooLong { context, .. } => Some(format!("set MAX_LENGTH to at most {context}")),
+            Self::Legacy { .. } => {
+                Some("load it with torch and save it again with torch.save".to_owned())
+            }
             Self::Missing { what, .. } if what.contains("safetensors") => Some(
-                "weights are read from safetensors only; transformers converts others with \
-                 save_pretrained(.., safe_serialization=True)"
+                "weights are read from safetensors and from what torch.save writes; transformers \
+                 converts others with save_pretrained"
                     .to_owned(),
             ),
             Self::File { .. } | Self::MissingShard { .. } | Self::MissingTensor { .. } => {

@@ -9,8 +9,12 @@ use super::{
     family::{Description, FAMILIES},
     site::{Point, Site},
     transformer,
+    weights::Scheme,
 };
 use crate::kernels::attention::Sees;
+
+/// Ends of the names of encoders' classes that have no pooler.
+const WITHOUT_POOLER: [&str; 3] = ["ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"];
 
 /// A model as its `config.json` describes it.
 #[derive(Clone, Debug)]
@@ -44,6 +48,8 @@ pub struct ModelInfo {
     /// Hook points.
     sites: Vec<Site>,
     pub(super) network: Description,
+    /// How weights are stored in few bits, if they are.
+    pub(super) scheme: Option<Scheme>,
 }
 
 impl ModelInfo {
@@ -62,6 +68,7 @@ impl ModelInfo {
         };
         let network = (family.describe)(file)?;
         file.refuse_unread()?;
+        let scheme = Scheme::read_config(file)?;
         let mut info = match &network {
             Description::Transformer(config) => of_transformer(config),
             Description::Encoder(config) => of_encoder(config),
@@ -72,8 +79,14 @@ impl ModelInfo {
         // Base models end their class's name so; the heads of some of them end theirs so too.
         if class.ends_with("Model") && !class.ends_with("HeadModel") {
             info.prefix.clear();
+            // Without a head of its own, scores come from the embedding or not at all.
+            info.sites.retain(|site| site.point != Point::Logits || info.tied);
+        }
+        if WITHOUT_POOLER.iter().any(|end| class.ends_with(end)) {
+            info.sites.retain(|site| site.point != Point::Pooler);
         }
         info.model_type = model_type.to_owned();
+        info.scheme = scheme;
         let dtype = file.maybe_text("dtype")?;
         info.dtype = dtype
             .map_or_else(|| file.maybe_text("torch_dtype"), |d| Ok(Some(d)))?
@@ -152,7 +165,8 @@ fn of_transformer(c: &transformer::Config) -> ModelInfo {
         dtype: None,
         prefix: format!("{}.", c.names.base),
         sites: transformer::sites::sites(c),
-        network: Description::Transformer(c.clone()),
+        network: Description::Transformer(Box::new(c.clone())),
+        scheme: None,
     }
 }
 
@@ -173,6 +187,7 @@ fn of_encoder(c: &encoder::Config) -> ModelInfo {
         prefix: format!("{}.", c.base),
         sites: encoder::sites(),
         network: Description::Encoder(c.clone()),
+        scheme: None,
     }
 }
 

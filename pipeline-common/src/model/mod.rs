@@ -72,13 +72,11 @@ pub trait HookedModel: Send {
     /// for each of its own, and remembers it too.
     ///
     /// As [`Self::forward`], but all blocks that were loaded are run. On a CPU rows are the same bits
-    /// as those of a forward pass over the whole sentences, as long as those fit the context that
-    /// rotary positions were made for (see `dynamic` and `longrope`). After an error the cache is as
-    /// it was.
+    /// as those of a forward pass over the whole sentences. After an error the cache is as it was.
     ///
     /// # Errors
     /// As [`Self::forward`]; an encoder, whose tokens see what follows them; another number of
-    /// sentences than the cache's.
+    /// sentences than the cache's; sentences that [outgrow](Self::outgrows) the cache.
     fn extend(
         &self,
         cache: &mut Cache,
@@ -86,6 +84,13 @@ pub trait HookedModel: Send {
         hooks: &[Hook],
         visit: &mut Visit<'_>,
     ) -> Result<(), ModelError>;
+
+    /// Whether what follows would make sentences so long that their first tokens are read otherwise:
+    /// then a new cache must read them from the start.
+    ///
+    /// So it is with rotary positions whose frequencies depend on a sentence's length (`dynamic` and
+    /// `longrope`), beyond the context that they were first made for.
+    fn outgrows(&self, cache: &Cache, batch: &Packed) -> bool;
 }
 
 /// Loads a checkpoint as deep as `hooks` need: no layer beyond the deepest is read.
@@ -102,7 +107,7 @@ pub fn load(
     dtype: DType,
 ) -> Result<Box<dyn HookedModel>, ModelError> {
     let info = ModelInfo::from_dir(dir)?;
-    let weights = Weights::open(dir, device, dtype)?;
+    let weights = Weights::open(dir, device, (dtype, info.scheme.clone()))?;
     let blocks = hooks.iter().map(|h| h.blocks(&info)).max().unwrap_or(0);
     let network = match &info.network {
         Description::Transformer(config) => {
@@ -174,10 +179,23 @@ impl HookedModel for Loaded {
                 batch.starts.len().saturating_sub(1),
                 cache.lengths().len()
             )
+        } else if self.outgrows(cache, batch) {
+            "positions of this length turn otherwise: a new cache must read the sentences whole"
+                .into()
         } else {
             return self.run(Some(cache), batch, hooks, visit);
         };
         Err(ModelError::Batch { message })
+    }
+
+    fn outgrows(&self, cache: &Cache, batch: &Packed) -> bool {
+        let Description::Transformer(config) = &self.info.network else { return false };
+        let lengths = batch.starts.windows(2).map(|w| w[1] - w[0]).zip(cache.lengths());
+        let grown = |(new, old): (usize, &usize)| (*old, old + new);
+        lengths
+            .map(grown)
+            .filter(|(old, new)| *old > 0 && new > old)
+            .any(|(old, new)| config.ropes.iter().any(|rope| !rope.alike(old, new)))
     }
 }
 

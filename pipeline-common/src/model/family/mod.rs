@@ -40,7 +40,7 @@ pub struct Family {
 /// A network's settings, checked.
 #[derive(Clone, Debug)]
 pub enum Description {
-    Transformer(transformer::Config),
+    Transformer(Box<transformer::Config>),
     Encoder(encoder::Config),
 }
 
@@ -86,7 +86,7 @@ const fn family(
 
 impl From<transformer::Config> for Description {
     fn from(config: transformer::Config) -> Self {
-        Self::Transformer(config)
+        Self::Transformer(Box::new(config))
     }
 }
 

@@ -216,13 +216,18 @@ fn ending(c: &Config) -> Vec<Site> {
     let path = format!("@{}", c.names.norm);
     let norm = Site::new(Point::FinalNorm, path, "ln_final.hook_normalized", what);
     let Some(head) = c.head else { return vec![norm] };
-    let module = c.names.head;
+    // Whatever the checkpoint calls it, today's class calls it so.
+    let mut modules = vec![c.names.head, "lm_head"];
+    modules.dedup();
     let what = "scores of the next token";
     let logits = Site::new(Point::Logits, "logits", "unembed.hook_out", what).wide(Width::Vocab);
     // Where scores are scaled or capped, the module's output is not yet the scores.
     let logits = match (head.divisor, head.cap) {
-        (None, None) => Site { path: module.to_owned(), ..logits }.also(["logits"]),
+        (None, None) => {
+            let also = modules[1..].iter().copied().chain(["logits"]);
+            Site { path: modules[0].to_owned(), ..logits }.also(also)
+        }
         _ => logits,
     };
-    vec![norm.also([format!("{module}#in")]), logits]
+    vec![norm.also(modules.iter().map(|module| format!("{module}#in"))), logits]
 }

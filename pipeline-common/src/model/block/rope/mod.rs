@@ -13,9 +13,8 @@ use crate::kernels::{attention::Span, rope};
 /// Radians per position of each pair of a head's numbers.
 ///
 /// Where they depend on a sentence's length (`dynamic`, `longrope`), each sentence goes by its own,
-/// so that its rows do not depend on the batch; transformers goes by the longest of the batch. In a
-/// cache keys stay turned as they were when they were added, in transformers as here: what is
-/// generated past the original context differs from a forward pass over all of it.
+/// so that its rows do not depend on the batch; transformers goes by the longest of the batch, or for
+/// `dynamic` by the longest that it has seen since the last short one.
 #[derive(Clone, Debug)]
 pub struct Rope {
     config: RopeConfig,

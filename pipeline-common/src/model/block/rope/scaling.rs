@@ -132,6 +132,14 @@ impl RopeConfig {
         }
     }
 
+    /// Whether sentences of both lengths have the same frequencies.
+    pub fn alike(&self, a: usize, b: usize) -> bool {
+        match self.scaling {
+            Scaling::Dynamic { .. } => a == b || !(self.changes_at(a) || self.changes_at(b)),
+            _ => self.changes_at(a) == self.changes_at(b),
+        }
+    }
+
     /// Factor of cosine and sine.
     pub fn magnitude(&self) -> f32 {
         match self.scaling {

@@ -1,6 +1,9 @@
-//! The tensors of a checkpoint: one safetensors file, or several with an index.
+//! The tensors of a checkpoint: one file or several with an index, safetensors or PyTorch's own.
 //!
 //! Files are mapped, so a tensor that is never asked for is never read.
+
+mod quantised;
+mod shard;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,14 +11,20 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::ModelError;
+pub use quantised::Scheme;
+use shard::{Raw, Shard};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Files that hold a whole checkpoint, and indices of those that hold a part each, first choice
+/// first.
+const CHECKPOINTS: [(&str, &str); 2] = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
 
 /// A place among a checkpoint's tensors: names are joined with dots, as modules nest.
 #[derive(Clone)]
@@ -29,12 +38,14 @@ pub struct Weights {
     products: DType,
     /// Whether those weights are stored [in, out].
     transposed: bool,
+    /// How some of those weights are stored in few bits.
+    scheme: Option<Scheme>,
 }
 
 struct Files {
     /// The file, or the index, that errors name.
     source: PathBuf,
-    shards: Vec<(PathBuf, MmapedSafetensors)>,
+    shards: Vec<(PathBuf, Shard)>,
     /// Tensor name to its shard.
     places: HashMap<String, usize>,
 }
@@ -52,11 +63,16 @@ impl Weights {
     ///
     /// # Errors
     /// Missing, truncated or malformed files, and an index that names a file that is not there.
-    pub fn open(dir: &Path, device: &Device, dtype: DType) -> Result<Self, ModelError> {
+    pub fn open(
+        dir: &Path,
+        device: &Device,
+        (dtype, scheme): (DType, Option<Scheme>),
+    ) -> Result<Self, ModelError> {
         let files = Arc::new(Files::open(dir)?);
         let tensors = if device.is_cpu() && dtype == DType::BF16 { DType::F32 } else { dtype };
         let (prefix, device) = (String::new(), device.clone());
-        Ok(Self { files, prefix, device, dtype: tensors, products: dtype, transposed: false })
+        let transposed = false;
+        Ok(Self { files, prefix, device, dtype: tensors, products: dtype, transposed, scheme })
     }
 
     /// What the weights of linear layers are multiplied in.
@@ -98,6 +114,12 @@ impl Weights {
     /// # Errors
     /// As [`Self::get`].
     pub fn matrix(&self, (input, output): (usize, usize)) -> Result<Tensor, ModelError> {
+        if let Some(scheme) = &self.scheme
+            && let Some(weight) = scheme.read(self, (input, output))?
+        {
+            let weight = Tensor::from_vec(weight, (output, input), &self.device)?;
+            return Ok(weight.to_dtype(self.dtype)?);
+        }
         if self.transposed {
             return Ok(self.get("weight", &[input, output])?.t()?.contiguous()?);
         }
@@ -114,39 +136,60 @@ impl Weights {
     /// # Errors
     /// A tensor that is missing, has another shape, or is not stored as f32, f16 or bf16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let raw = self.raw(name, Some(shape))?;
+        match raw.tensor(&self.device) {
+            Some(tensor) => Ok(tensor?.to_dtype(self.dtype)?),
+            None => Err(self.format(name, &raw)),
+        }
+    }
+
+    /// A tensor as it is stored, which must have that shape if one is given.
+    fn raw(&self, name: &str, shape: Option<&[usize]>) -> Result<Raw<'_>, ModelError> {
         let tensor = self.name(name);
-        let Some(&at) = self.files.places.get(&tensor) else {
-            return Err(ModelError::MissingTensor { path: self.files.source.clone(), tensor });
+        let place = self.files.places.get(&tensor).map(|at| &self.files.shards[*at]);
+        let path = place.map_or(&self.files.source, |(path, _)| path).clone();
+        let Some(raw) = place.and_then(|(_, shard)| shard.get(&tensor)) else {
+            return Err(ModelError::MissingTensor { path, tensor });
         };
-        let (path, shard) = &self.files.shards[at];
-        let Ok(view) = shard.get(&tensor) else {
-            return Err(ModelError::MissingTensor { path: path.clone(), tensor });
-        };
-        let path = path.clone();
-        if view.shape() != shape {
-            let (found, expected) = (view.shape().to_vec(), shape.to_vec());
-            return Err(ModelError::Shape { path, tensor, found, expected });
+        match shape.filter(|shape| raw.shape != *shape) {
+            Some(expected) => Err(ModelError::Shape {
+                path,
+                tensor,
+                found: raw.shape,
+                expected: expected.to_vec(),
+            }),
+            None => Ok(raw),
         }
-        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let found = format!("{:?}", view.dtype());
-            return Err(ModelError::Format { path, tensor, found });
-        }
-        Ok(shard.load(&tensor, &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// The error for a tensor in a format that is not expected here.
+    fn format(&self, name: &str, raw: &Raw<'_>) -> ModelError {
+        let tensor = self.name(name);
+        let at = self.files.places.get(&tensor).map(|at| &self.files.shards[*at].0);
+        let path = at.unwrap_or(&self.files.source).clone();
+        ModelError::Format { path, tensor, found: format!("{:?}", raw.dtype) }
     }
 }
 
 impl Files {
     fn open(dir: &Path) -> Result<Self, ModelError> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        if single.is_file() {
-            let shard = open_shard(&single)?;
-            let places = shard.tensors().into_iter().map(|(name, _)| (name, 0)).collect();
-            return Ok(Self { source: single.clone(), shards: vec![(single, shard)], places });
+        for (single, index) in CHECKPOINTS.map(|(s, i)| (dir.join(s), dir.join(i))) {
+            if single.is_file() {
+                let shard = Shard::open(&single)?;
+                let names = shard.tensors().into_iter().map(|(name, ..)| (name, 0));
+                let places = names.collect();
+                return Ok(Self { source: single.clone(), shards: vec![(single, shard)], places });
+            }
+            if index.is_file() {
+                return Self::sharded(dir, index);
+            }
         }
-        if !index.is_file() {
-            let what = "model.safetensors or model.safetensors.index.json";
-            return Err(ModelError::Missing { what, dir: dir.to_owned() });
-        }
+        let what = "model.safetensors or model.safetensors.index.json, pytorch_model.bin or \
+                    pytorch_model.bin.index.json";
+        Err(ModelError::Missing { what, dir: dir.to_owned() })
+    }
+
+    fn sharded(dir: &Path, index: PathBuf) -> Result<Self, ModelError> {
         let text = fs_err::read(&index).map_err(|e| ModelError::file(&index, e))?;
         let map: Index = serde_json::from_slice(&text).map_err(|e| ModelError::file(&index, e))?;
         let (mut shards, mut known) = (Vec::new(), HashMap::new());
@@ -159,7 +202,7 @@ impl Files {
                     if Path::new(&shard).file_name() != Some(shard.as_ref()) || !path.is_file() {
                         return Err(ModelError::MissingShard { index, tensor, shard });
                     }
-                    shards.push((path.clone(), open_shard(&path)?));
+                    shards.push((path.clone(), Shard::open(&path)?));
                     known.insert(shard, shards.len() - 1);
                     shards.len() - 1
                 }
@@ -170,21 +213,7 @@ impl Files {
     }
 }
 
-fn open_shard(path: &Path) -> Result<MmapedSafetensors, ModelError> {
-    #[expect(unsafe_code, reason = "memory-mapping a file")]
-    // SAFETY: checkpoints are not written to while they are in use; the header is checked against
-    // the file's length here, so no read goes past its end.
-    let opened = unsafe { MmapedSafetensors::new(path) };
-    opened.map_err(|e| {
-        let cause = match &e {
-            candle_core::Error::WithPath { inner, .. } => inner.to_string(),
-            other => other.to_string(),
-        };
-        ModelError::file(path, format!("not a complete safetensors file: {cause}"))
-    })
-}
-
-/// What the headers of a checkpoint's safetensors files say.
+/// What the headers of a checkpoint's files say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// Weights in all files.
@@ -195,7 +224,7 @@ pub struct Headers {
     pub dtypes: Vec<(String, u64)>,
 }
 
-/// Reads the headers of a checkpoint's safetensors files; no tensor is read.
+/// Reads the headers of a checkpoint's files; no tensor is read.
 ///
 /// # Errors
 /// Missing, truncated or malformed files, and an index that names a file that is not there.
@@ -203,14 +232,14 @@ pub fn headers(dir: &Path) -> Result<Headers, ModelError> {
     let files = Files::open(dir)?;
     let (mut parameters, mut bytes) = (0, 0);
     let mut dtypes = BTreeMap::<String, u64>::new();
-    for (_, view) in files.shards.iter().flat_map(|(_, shard)| shard.tensors()) {
-        if matches!(view.dtype(), Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL) {
+    for (_, dtype, shape) in files.shards.iter().flat_map(|(_, shard)| shard.tensors()) {
+        if matches!(dtype, Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL) {
             continue;
         }
-        let count = view.shape().iter().product::<usize>() as u64;
+        let count = shape.iter().product::<usize>() as u64;
         parameters += count;
-        bytes += view.data().len() as u64;
-        *dtypes.entry(format!("{:?}", view.dtype())).or_default() += count;
+        bytes += count * dtype.bitsize() as u64 / 8;
+        *dtypes.entry(format!("{dtype:?}")).or_default() += count;
     }
     let mut dtypes: Vec<(String, u64)> = dtypes.into_iter().collect();
     dtypes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
