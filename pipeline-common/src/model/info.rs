@@ -216,14 +216,23 @@ pub(super) mod testing {
 
     /// The `config.json` of [`tiny`].
     pub fn config(model_type: &str, architecture: &str) -> Value {
-        serde_json::json!({
+        let mut config = serde_json::json!({
             "model_type": model_type, "architectures": [architecture], "hidden_size": 48,
             "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
             "max_position_embeddings": 64, "vocab_size": 100,
             "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64,
-            "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40,
-        })
+        });
+        let own = match model_type {
+            "gpt_neox" => serde_json::json!({ "rotary_pct": 0.5 }),
+            "mixtral" => serde_json::json!({ "num_local_experts": 4, "num_experts_per_tok": 2 }),
+            "qwen2_moe" | "qwen3_moe" => serde_json::json!({
+                "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 40,
+            }),
+            _ => serde_json::json!({}),
+        };
+        config.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        config
     }
 
     pub fn parse(config: &Value) -> Result<ModelInfo, ModelError> {
@@ -241,8 +250,10 @@ mod tests {
     fn settings_that_are_not_implemented_are_refused_by_name() {
         let cases = [
             ("llama", "hidden_act", "\"quick_gelu\""),
-            ("llama", "rope_scaling", r#"{"rope_type": "yarn", "factor": 4.0}"#),
-            ("llama", "rope_scaling", r#"{"type": "dynamic", "factor": 2.0}"#),
+            ("llama", "rope_scaling", r#"{"rope_type": "mrope"}"#),
+            ("llama", "rope_scaling", r#"{"rope_type": "yarn", "factor": -4.0}"#),
+            ("llama", "rope_scaling", r#"{"type": "dynamic"}"#),
+            ("llama", "rope_theta", "0.5"),
             ("llama", "rope_parameters", r#"{"rope_type": "longrope"}"#),
             ("llama", "partial_rotary_factor", "0.5"),
             ("llama", "quantization_config", r#"{"quant_method": "gptq"}"#),
@@ -250,7 +261,12 @@ mod tests {
             ("llama", "num_key_value_heads", "3"),
             ("llama", "hidden_size", "0"),
             ("llama", "head_dim", "7"),
-            ("qwen2", "use_sliding_window", "true"),
+            ("llama", "layer_types", r#"["full_attention", "sliding_attention", "x"]"#),
+            ("gpt_neox", "rotary_pct", "0.4"),
+            ("mixtral", "num_experts_per_tok", "5"),
+            ("gemma2", "sliding_window", "0"),
+            ("gpt2", "scale_attn_by_inverse_layer_idx", "true"),
+            ("phi3", "tie_word_embeddings", "\"no\""),
             ("qwen2", "layer_types", r#"["full_attention", "sliding_attention"]"#),
             ("bert", "position_embedding_type", "\"relative_key\""),
             ("bert", "is_decoder", "true"),
@@ -259,14 +275,11 @@ mod tests {
         for (family, key, value) in cases {
             let mut config = config(family, "X");
             config[key] = serde_json::from_str(value).unwrap();
-            if key == "use_sliding_window" {
-                config["sliding_window"] = 16.into();
-            }
             let error = parse(&config).unwrap_err();
             assert_eq!(error.kind(), Kind::Input);
             let words = error.to_string();
             assert!(words.contains("config.json"), "{words}");
-            let named = words.contains(key) || words.contains("sliding_window");
+            let named = words.contains(key) || words.contains("partial_rotary_factor");
             assert!(named, "{family} {key}: {words}");
         }
     }
@@ -276,7 +289,7 @@ mod tests {
         let mut config = config("qwen2", "Qwen2ForCausalLM");
         config["sliding_window"] = 32768.into();
         config["use_sliding_window"] = false.into();
-        config["layer_types"] = serde_json::json!(["full_attention", "full_attention"]);
+        config["layer_types"] = vec!["full_attention"; 3].into();
         config["rope_scaling"] = serde_json::json!({"rope_type": "default"});
         config["partial_rotary_factor"] = 1.0.into();
         config["a_key_of_tomorrow"] = "x".into();
@@ -285,10 +298,10 @@ mod tests {
 
     #[test]
     fn an_unknown_family_names_itself_the_others_and_the_nearest() {
-        let error = parse(&config("qwen3", "Qwen3ForCausalLM")).unwrap_err();
+        let error = parse(&config("qwen3_next", "Qwen3NextForCausalLM")).unwrap_err();
         let words = error.to_string();
-        assert!(words.contains("`qwen3`") && words.contains("llama, qwen2, bert"), "{words}");
-        assert!(words.contains("nearest is `qwen2`"), "{words}");
+        assert!(words.contains("`qwen3_next`") && words.contains("llama, mistral, "), "{words}");
+        assert!(words.contains("nearest is `qwen3"), "{words}");
         assert_eq!(error.kind(), Kind::Input);
     }
 }
