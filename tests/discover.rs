@@ -3,9 +3,10 @@
 use std::process::Output;
 
 use assert_cmd::Command;
+use pipeline_common::model::{Hook, ModelInfo};
 use serde_json::Value;
 
-use crate::golden::golden;
+use crate::golden::{golden, models};
 
 fn discover(model: &std::path::Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_discover_layers"));
@@ -75,6 +76,39 @@ fn json_has_every_hook_and_adds_up() {
         assert_eq!(estimate["bytes_per_token"], 2 * width);
         assert_eq!(estimate["flop_per_token"], chosen[0]["flop_per_token"]);
         assert!(estimate["cpu_hours"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn every_family_has_a_table_of_its_hooks() {
+    for name in models() {
+        let dir = golden(&name).join("model");
+        let info = ModelInfo::from_dir(&dir).unwrap();
+        let output = discover(&dir, &[]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
+        let table = text(&output.stdout);
+        let hooks = Hook::all(&info);
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.trim_start_matches("* ").split_whitespace().collect())
+            .collect();
+        for hook in &hooks {
+            let names =
+                [hook.module_path(&info), hook.transformer_lens(&info), hook.signature(&info)];
+            assert!(rows.iter().any(|row| *row == names), "{name}: {names:?} is not in\n{table}");
+        }
+        for site in info.sites() {
+            assert!(table.contains(site.what), "{name}: {}", site.what);
+        }
+        let found = object(&name, &[]);
+        assert_eq!(found["hooks"].as_array().unwrap().len(), hooks.len(), "{name}");
+        // Where there is no residual stream between the halves of a block, its end is read.
+        let ends = ["gpt_neox", "bert", "roberta", "xlm_roberta"];
+        let chosen = if ends.contains(&name.as_str()) { "resid_post" } else { "resid_mid" };
+        let hooks = found["hooks"].as_array().unwrap().iter();
+        let aliases: Vec<&Value> =
+            hooks.filter(|h| h["chosen"] == true).map(|h| &h["alias"]).collect();
+        assert_eq!(aliases, [chosen], "{name}");
     }
 }
 

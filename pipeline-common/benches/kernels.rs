@@ -16,7 +16,7 @@ use pipeline_common::{
     kernels::{
         activation::Activation,
         adam::AdamConfig,
-        attention::{Heads, attention},
+        attention::{Heads, Scoring, Sees, attention, spans},
         columns::column_sums,
         norm::rms_norm,
         panels::Panels,
@@ -246,7 +246,7 @@ fn elementwise(c: &mut Criterion) {
     norm.finish();
     let mut rope = group(c, "rope");
     rope.throughput(bytes(2 * ROWS * D));
-    rope.bench_function("kernel", |b| b.iter(|| rotate(black_box(&x), &cos, &sin).unwrap()));
+    rope.bench_function("kernel", |b| b.iter(|| rotate(black_box(&x), 64, &cos, &sin).unwrap()));
     let heads = x.reshape((1, ROWS, D / 64, 64)).unwrap();
     let plain = || candle_nn::rotary_emb::rope_thd(black_box(&heads), &cos, &sin).unwrap();
     rope.bench_function("candle", |b| b.iter(plain));
@@ -263,17 +263,18 @@ fn elementwise(c: &mut Criterion) {
 /// Scores and mixing of causal attention, half of each counted; sentences of 128 tokens.
 fn attending(c: &mut Criterion) {
     let mut group = group(c, "attention");
-    let heads = Heads { heads: 9, kv_heads: 3, d: 64, causal: true };
+    let heads = Heads { heads: 9, kv_heads: 3, d: 64 };
+    let scoring = Scoring { scale: 0.125, cap: None, sees: Sees::PAST };
     let (q, k, v) = (tensor((ROWS, D)), tensor((ROWS, D / 3)), tensor((ROWS, D / 3)));
-    let starts: Vec<usize> = (0..=ROWS).step_by(128).collect();
+    let spans = spans(&(0..=ROWS).step_by(128).collect::<Vec<usize>>());
     group.throughput(flop(ROWS * 128 * D));
     group.bench_function("kernel", |b| {
-        b.iter(|| attention(black_box(&q), &k, &v, &starts, heads).unwrap());
+        b.iter(|| attention((black_box(&q), &k, &v), &spans, heads, scoring).unwrap());
     });
     let bf16 = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
     let (q, k, v) = (bf16(&q), bf16(&k), bf16(&v));
     group.bench_function("candle_bf16", |b| {
-        b.iter(|| attention(black_box(&q), &k, &v, &starts, heads).unwrap());
+        b.iter(|| attention((black_box(&q), &k, &v), &spans, heads, scoring).unwrap());
     });
 }
 

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`slurm`] | the typed `SLURM_*` environment, a worker's share of the work, threads |
 //! | [`stage`] | what every binary shares: configuration, errors and exit codes, logging, progress, signals, the store |
+//! | [`torch`] | files of `torch.save`, read without running what they hold |
 //! | [`text`] | hub, dataset readers, streams, tokenizer |
 //! | [`kernels`] | one file per hot operation, reference beside fast path |
 //! | [`model`] | the hooked transformer: families, blocks, hook names, weights |
@@ -47,4 +48,5 @@ pub mod stage;
 pub mod status;
 pub mod text;
 pub mod top;
+pub mod torch;
 pub mod verify;

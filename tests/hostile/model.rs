@@ -46,8 +46,8 @@ fn weights_that_are_missing_or_truncated() {
         refused_at_once(&work, &[("MODEL_ID", text(&model))], &expected);
     }
     fs_err::remove_file(&weights).unwrap();
-    let error = ["no model.safetensors or model.safetensors.index.json in", text(&model)];
-    let expected = Refusal { code: 65, error: &error, hint: "safetensors only" };
+    let error = ["no model.safetensors", "pytorch_model.bin.index.json in", text(&model)];
+    let expected = Refusal { code: 65, error: &error, hint: "torch.save" };
     refused_at_once(&work, &[("MODEL_ID", text(&model))], &expected);
 
     let index = model.join("model.safetensors.index.json");
@@ -66,7 +66,7 @@ fn a_family_that_is_not_implemented() {
     let other = json.replace("\"model_type\": \"llama\"", "\"model_type\": \"mamba2\"");
     assert_ne!(json, other);
     fs_err::write(&config, other).unwrap();
-    let error = [text(&config), "model_type `mamba2`", "supported: llama, qwen2, bert"];
+    let error = [text(&config), "model_type `mamba2`", "supported: llama, mistral, qwen2, "];
     let model = work.path("model");
     let expected = Refusal { code: 65, error: &error, hint: "" };
     refused_at_once(&work, &[("MODEL_ID", text(&model))], &expected);

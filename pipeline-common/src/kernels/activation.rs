@@ -30,14 +30,15 @@ pub enum Activation {
 
 impl Activation {
     /// Names of `hidden_act` that are understood.
-    pub const NAMES: &'static str = "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu";
+    pub const NAMES: &'static str =
+        "silu, swish, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu";
 
     /// The function that `hidden_act` of a `config.json` names.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
             "silu" | "swish" => Self::Silu,
             "gelu" => Self::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => Self::GeluTanh,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Self::GeluTanh,
             "relu" => Self::Relu,
             _ => return None,
         })

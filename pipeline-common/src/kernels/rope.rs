@@ -1,4 +1,5 @@
-//! Rotary position embedding: pairs (i, i + d/2) of each head turn by an angle of their position.
+//! Rotary position embedding: pairs (i, i + r/2) of each head's first r numbers turn by an angle of
+//! their position (arXiv:2104.09864); the others stay as they are.
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::rotary_emb::rope_thd;
@@ -11,14 +12,14 @@ use super::{
 /// Rows handled by one task.
 const ROWS: usize = 32;
 
-/// Rotates `x` [rows, heads · d] by each row's `cos` and `sin` [rows, d/2].
+/// Rotates `x` [rows, heads · d] by each row's `cos` and `sin` [rows, r/2].
 ///
 /// # Errors
 /// What the device reports.
-pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub fn rotate(x: &Tensor, d: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (width, half) = (x.dim(D::Minus1)?, cos.dim(D::Minus1)?);
     let (Some(xs), Some(c), Some(s)) = (view(x), view(cos), view(sin)) else {
-        return portable(x, cos, sin);
+        return portable(x, d, cos, sin);
     };
     let out = by_chunks(xs.len(), ROWS * width, |i, y| {
         let rows = y.chunks_exact_mut(width).zip(xs[i * ROWS * width..].chunks_exact(width));
@@ -26,16 +27,19 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let angles = c[at..].chunks_exact(half).zip(s[at..].chunks_exact(half));
         simd(
             #[inline(always)]
-            || rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, c, s, y)),
+            || rows.zip(angles).for_each(|((y, x), (c, s))| rotate_row(x, (d, c, s), y)),
         );
     });
     tensor(out, x.shape())
 }
 
 #[inline(always)]
-fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
+fn rotate_row(x: &[f32], (d, cos, sin): (usize, &[f32], &[f32]), y: &mut [f32]) {
     let half = cos.len();
-    for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+        let (y, y_rest) = y.split_at_mut(2 * half);
+        let (x, x_rest) = x.split_at(2 * half);
+        y_rest.copy_from_slice(x_rest);
         let (y1, y2) = y.split_at_mut(half);
         let (x1, x2) = x.split_at(half);
         for i in 0..half {
@@ -46,11 +50,16 @@ fn rotate_row(x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
 }
 
 /// As candle has it, for any device and format.
-fn portable(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let ((rows, width), half) = (x.dims2()?, cos.dim(D::Minus1)?);
-    let heads = x.contiguous()?.reshape((1, rows, width / (2 * half), 2 * half))?;
+fn portable(x: &Tensor, d: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let ((rows, width), turned) = (x.dims2()?, 2 * cos.dim(D::Minus1)?);
+    let heads = x.contiguous()?.reshape((1, rows, width / d, d))?;
     let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
-    rope_thd(&heads, &cos, &sin)?.reshape((rows, width))
+    if turned == d {
+        return rope_thd(&heads, &cos, &sin)?.reshape((rows, width));
+    }
+    let first = rope_thd(&heads.narrow(3, 0, turned)?.contiguous()?, &cos, &sin)?;
+    let rest = heads.narrow(3, turned, d - turned)?;
+    Tensor::cat(&[&first, &rest], 3)?.reshape((rows, width))
 }
 
 #[cfg(test)]
@@ -62,11 +71,12 @@ mod tests {
 
     #[test]
     fn fast_equals_reference() {
-        for (rows, heads, half) in [(1, 1, 1), (5, 3, 8), (70, 2, 32)] {
-            let x = numbers(1, (rows, heads * 2 * half));
+        for (rows, heads, half, d) in [(1, 1, 1, 2), (5, 3, 8, 16), (70, 2, 32, 64), (9, 3, 2, 16)]
+        {
+            let x = numbers(1, (rows, heads * d));
             let (cos, sin) = (numbers(2, (rows, half)), numbers(3, (rows, half)));
-            let expected = portable(&x, &cos, &sin).unwrap();
-            assert_close(&rotate(&x, &cos, &sin).unwrap(), &expected, 1e-6);
+            let expected = portable(&x, d, &cos, &sin).unwrap();
+            assert_close(&rotate(&x, d, &cos, &sin).unwrap(), &expected, 1e-6);
         }
     }
 }

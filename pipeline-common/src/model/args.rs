@@ -25,7 +25,7 @@ pub struct HookArgs {
     /// Hooks to read, separated by commas or blanks: resid_pre, resid_mid, resid_post, attn_out, mlp_out,
     /// mlp_in or mlp_act for each layer, full names that carry their own layer, or patterns of
     /// either with * ? [..], within LAYERS where it is set
-    /// [default: resid_mid; resid_post for encoders]
+    /// [default: resid_mid; resid_post where that is no residual stream: BERT's kind, GPT-NeoX]
     #[arg(long, env, value_name = "NAME,..")]
     pub hook: Vec<List<String>>,
 }
@@ -165,9 +165,11 @@ fn no_match(pattern: &str, info: &ModelInfo) -> ModelError {
 
 /// The alias that is read if none is named: the residual stream.
 ///
-/// An encoder's `resid_mid` is a sum that nothing but a norm reads, hence its block output.
+/// An encoder's `resid_mid` is a sum that nothing but a norm reads, and a block whose halves work side
+/// by side has none, hence the block's output.
 fn default_hook(info: &ModelInfo) -> &'static str {
-    if info.site(Point::ResidSum).is_some() { "resid_post" } else { "resid_mid" }
+    let between = info.site(Point::ResidSum).is_none() && info.site(Point::ResidMid).is_some();
+    if between { "resid_mid" } else { "resid_post" }
 }
 
 #[cfg(test)]

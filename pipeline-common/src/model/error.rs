@@ -25,6 +25,12 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
+    /// A file of the checkpoint is of a format that PyTorch has left.
+    #[error("{message}")]
+    Legacy {
+        /// The file, and what it is.
+        message: String,
+    },
     /// `config.json` names a family that is not implemented.
     #[error(
         "`{}`: model_type `{found}` is not supported (supported: {supported}); nearest is `{nearest}`",
@@ -102,6 +108,16 @@ pub enum ModelError {
         /// Names that exist.
         known: String,
     },
+    /// The family computes no such tensor.
+    #[error("{architecture} has no {point}: {why}")]
+    NoSuchPoint {
+        /// The point's short name.
+        point: String,
+        /// The model's class.
+        architecture: String,
+        /// What it does instead.
+        why: &'static str,
+    },
     /// No hook has a name of that pattern.
     #[error("no hook of {architecture} matches `{pattern}`")]
     NoMatch {
@@ -172,6 +188,7 @@ impl Classify for ModelError {
     fn kind(&self) -> Kind {
         match self {
             Self::UnknownHook { .. }
+            | Self::NoSuchPoint { .. }
             | Self::NoMatch { .. }
             | Self::NoSuchLayer { .. }
             | Self::TooLong { .. }
@@ -185,6 +202,7 @@ impl Classify for ModelError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownHook { known, .. } => Some(format!("hooks: {known}")),
+            Self::NoSuchPoint { .. } => Some("discover_layers lists every hook".to_owned()),
             Self::NoMatch { near, .. } => {
                 Some(format!("near it are {near}; discover_layers lists every hook"))
             }
@@ -193,9 +211,12 @@ impl Classify for ModelError {
                 n_layers - 1
             )),
             Self::TooLong { context, .. } => Some(format!("set MAX_LENGTH to at most {context}")),
+            Self::Legacy { .. } => {
+                Some("load it with torch and save it again with torch.save".to_owned())
+            }
             Self::Missing { what, .. } if what.contains("safetensors") => Some(
-                "weights are read from safetensors only; transformers converts others with \
-                 save_pretrained(.., safe_serialization=True)"
+                "weights are read from safetensors and from what torch.save writes; transformers \
+                 converts others with save_pretrained"
                     .to_owned(),
             ),
             Self::File { .. } | Self::MissingShard { .. } | Self::MissingTensor { .. } => {

@@ -1,26 +1,23 @@
 //! What a forward pass costs.
 
-use super::{Hook, ModelInfo, Point, info::Family};
+use super::{Hook, ModelInfo, Point};
 
 /// Floating-point operations to bring one token to a hook, in sentences of `mean_length` tokens.
 ///
 /// Counts products only, two operations per multiplication; norms and the like add a few percent
 /// of memory traffic and next to no arithmetic.
 pub fn flops_per_token(info: &ModelInfo, hook: &Hook, mean_length: f64) -> f64 {
-    let (d, mlp) = (info.d_model as f64, info.d_mlp as f64);
-    let (heads, kv) = ((info.n_heads * info.d_head) as f64, (info.n_kv_heads * info.d_head) as f64);
-    let (mlp_products, seen) = match &info.family {
-        Family::Decoder(_) => (3.0, (mean_length + 1.0) / 2.0),
-        Family::Bert(_) => (2.0, mean_length),
-    };
-    let products = d * (2.0 * heads + 2.0 * kv) + mlp_products * d * mlp;
-    let attention = 2.0 * heads * seen;
+    let d = info.d_model as f64;
+    let heads = (info.n_heads * info.d_head) as f64;
+    let costs = info.block_costs().into_iter().take(hook.blocks(info));
+    let blocks: f64 =
+        costs.map(|(products, sees)| products + 2.0 * heads * sees.mean(mean_length)).sum();
     let last = match hook.point {
         Point::Logits => d * info.vocab_size as f64,
         Point::Pooler => d * d,
         _ => 0.0,
     };
-    2.0 * (hook.blocks(info) as f64 * (products + attention) + last)
+    2.0 * (blocks + last)
 }
 
 #[cfg(test)]

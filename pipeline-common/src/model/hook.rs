@@ -33,7 +33,7 @@ impl Hook {
             .strip_prefix(&info.architecture.to_lowercase())
             .and_then(|rest| rest.strip_prefix('_'));
         for site in info.sites() {
-            let paths = std::iter::once(&site.path).chain(site.also);
+            let paths = std::iter::once(&site.path).chain(&site.also);
             let found = paths
                 .flat_map(|path| {
                     let plain = fill_layer(path, name)
@@ -41,7 +41,7 @@ impl Hook {
                     let flat = underscores(&path.replacen('@', info.prefix(), 1));
                     [plain, signature.and_then(|s| fill_layer(&flat, s))]
                 })
-                .chain([fill_layer(site.lens, name)])
+                .chain([fill_layer(&site.lens, name)])
                 .flatten()
                 .next();
             if let Some(layer) = found {
@@ -59,11 +59,14 @@ impl Hook {
     /// [`ModelError::UnknownHook`] if the family has no such point; [`ModelError::NoSuchLayer`].
     pub fn alias(name: &str, layer: usize, info: &ModelInfo) -> Result<Self, ModelError> {
         let point = Point::ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, p)| *p);
-        match point {
-            Some(point) if info.site(point).is_some() => {
-                Self { layer: Some(layer), point }.checked(info)
-            }
-            _ => Err(unknown(name, info)),
+        // Without a norm of its own the feed-forward block reads the residual stream itself.
+        let point = match point {
+            Some(Point::MlpIn) if info.site(Point::MlpIn).is_none() => Some(Point::ResidMid),
+            point => point,
+        };
+        match point.filter(|point| info.site(*point).is_some()) {
+            Some(point) => Self { layer: Some(layer), point }.checked(info),
+            None => Err(unknown(name, info)),
         }
     }
 
@@ -104,12 +107,12 @@ impl Hook {
 
     /// The Hugging Face module path, with `#in` for a module's input.
     pub fn module_path(&self, info: &ModelInfo) -> String {
-        self.fill(info, |site| site.path).replacen('@', info.prefix(), 1)
+        self.fill(info, |site| &site.path).replacen('@', info.prefix(), 1)
     }
 
     /// The TransformerLens name. Where TransformerLens has no hook, the name follows its pattern.
     pub fn transformer_lens(&self, info: &ModelInfo) -> String {
-        self.fill(info, |site| site.lens)
+        self.fill(info, |site| &site.lens)
     }
 
     /// The lower-case architecture and the module path, joined by underscores.
@@ -133,7 +136,7 @@ impl Hook {
         info.site(self.point).map_or("", |s| s.what)
     }
 
-    fn fill(&self, info: &ModelInfo, name: impl Fn(&Site) -> &'static str) -> String {
+    fn fill(&self, info: &ModelInfo, name: impl Fn(&Site) -> &str) -> String {
         let layer = self.layer.map(|l| l.to_string()).unwrap_or_default();
         info.site(self.point).map(name).unwrap_or_default().replacen("{}", &layer, 1)
     }
@@ -155,6 +158,13 @@ fn fill_layer(template: &str, name: &str) -> Option<Option<usize>> {
 }
 
 fn unknown(name: &str, info: &ModelInfo) -> ModelError {
+    let asked =
+        |(alias, point): &(&str, Point)| name.contains(alias) && info.site(*point).is_none();
+    let absent = Point::ALIASES.iter().find(|point| asked(point));
+    if let Some((alias, why)) = absent.and_then(|(alias, p)| Some((alias, info.absence(*p)?))) {
+        let (point, architecture) = ((*alias).to_owned(), info.architecture.clone());
+        return ModelError::NoSuchPoint { point, architecture, why };
+    }
     let aliases = Point::ALIASES.iter().filter(|(_, p)| info.site(*p).is_some()).map(|(a, _)| *a);
     let paths = info.sites().iter().map(|s| s.path.replacen('@', info.prefix(), 1));
     let known: Vec<String> = aliases.map(str::to_owned).chain(paths).collect();
@@ -167,25 +177,23 @@ fn unknown(name: &str, info: &ModelInfo) -> ModelError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{family::FAMILIES, info::testing::tiny},
+        *,
+    };
     use crate::stage::Classify;
 
     fn infos() -> Vec<ModelInfo> {
-        ["LlamaForCausalLM", "LlamaModel", "Qwen2ForCausalLM", "BertModel", "BertForMaskedLM"]
-            .map(|architecture| {
-                let model_type = ["llama", "qwen2", "bert"]
-                    .into_iter()
-                    .find(|t| architecture.to_lowercase().starts_with(t));
-                super::super::info::testing::tiny(model_type.unwrap(), architecture)
-            })
-            .into()
+        let classes = [("llama", "LlamaModel"), ("bert", "BertForMaskedLM")];
+        let own = FAMILIES.iter().map(|family| (family.model_type, family.class));
+        own.chain(classes).map(|(model_type, class)| tiny(model_type, class)).collect()
     }
 
     #[test]
     fn all_names_of_all_hooks_lead_back_to_them() {
         for info in infos() {
             let hooks = Hook::all(&info);
-            assert!(hooks.len() > 9 * info.n_layers);
+            assert!(hooks.len() > 7 * info.n_layers, "{}", info.model_type);
             for hook in hooks {
                 for name in
                     [hook.module_path(&info), hook.transformer_lens(&info), hook.signature(&info)]
@@ -216,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_users_names_mean_what_they_say() {
-        let info = super::super::info::testing::tiny("llama", "LlamaForCausalLM");
+        let info = tiny("llama", "LlamaForCausalLM");
         let parse = |name: &str| Hook::parse(name, &info).unwrap();
         let hook = |layer, point| Hook { layer: Some(layer), point };
         assert_eq!(parse("model.layers.1.post_attention_layernorm"), hook(1, Point::MlpIn));
@@ -231,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_a_usage_error_that_lists_what_does() {
-        let info = super::super::info::testing::tiny("llama", "LlamaForCausalLM");
+        let info = tiny("llama", "LlamaForCausalLM");
         let unknown = Hook::parse("model.layers.1.nonsense", &info).unwrap_err();
         assert_eq!(unknown.kind().exit_code(), 2);
         assert!(unknown.hint().unwrap().contains("model.layers.{}.mlp.act_fn"));
@@ -247,5 +255,23 @@ mod tests {
             );
         }
         assert!(Hook::alias("attn_in", 0, &info).is_err());
+    }
+
+    #[test]
+    fn a_point_that_a_family_lacks_is_explained() {
+        let info = tiny("gpt_neox", "GPTNeoXForCausalLM");
+        for name in ["blocks.1.hook_resid_mid", "resid_mid"] {
+            let error = Hook::alias(name, 1, &info).and(Hook::parse(name, &info)).unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2);
+            let words = error.to_string();
+            assert!(words.contains("resid_mid") && words.contains("side by side"), "{words}");
+        }
+        let info = tiny("olmo2", "Olmo2ForCausalLM");
+        let hook = Hook::alias("mlp_in", 1, &info).unwrap();
+        assert_eq!(hook, Hook::alias("resid_mid", 1, &info).unwrap());
+        assert_eq!(hook, Hook::parse("model.layers.1.mlp#in", &info).unwrap());
+        let info = tiny("mixtral", "MixtralForCausalLM");
+        let error = Hook::alias("mlp_act", 1, &info).unwrap_err().to_string();
+        assert!(error.contains("experts"), "{error}");
     }
 }

@@ -2,39 +2,19 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-
 use super::{
     ModelError,
-    bert::{self, BertConfig},
     config_file::ConfigFile,
-    decoder::{self, DecoderConfig, DecoderJson},
-    llama, qwen2,
+    encoder,
+    family::{Description, FAMILIES},
     site::{Point, Site},
+    transformer,
+    weights::Scheme,
 };
+use crate::kernels::attention::Sees;
 
-/// Families there are, by `model_type`.
-pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "bert"];
-
-/// Keys that change the arithmetic in other families, with the values that leave it as it is.
-/// Anything else is refused: a model that computes something different must not pass for this one.
-const REFUSED: &[(&str, &[&str])] = &[
-    ("quantization_config", &[]),
-    ("partial_rotary_factor", &["1.0", "1"]),
-    ("attn_logit_softcapping", &[]),
-    ("final_logit_softcapping", &[]),
-    ("embedding_multiplier", &["1.0", "1"]),
-    ("attention_multiplier", &[]),
-    ("residual_multiplier", &["1.0", "1"]),
-    ("logits_scaling", &["1.0", "1"]),
-    ("rope_interleaved", &["false"]),
-    ("no_rope_layers", &["[]"]),
-    ("use_qk_norm", &["false"]),
-    ("alibi", &["false"]),
-    ("num_local_experts", &["1"]),
-    ("is_decoder", &["false"]),
-    ("add_cross_attention", &["false"]),
-];
+/// Ends of the names of encoders' classes that have no pooler.
+const WITHOUT_POOLER: [&str; 3] = ["ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"];
 
 /// A model as its `config.json` describes it.
 #[derive(Clone, Debug)]
@@ -63,32 +43,13 @@ pub struct ModelInfo {
     pub tied: bool,
     /// Number format that `config.json` claims for the weights.
     pub dtype: Option<String>,
-    pub(super) family: Family,
-}
-
-/// A family and its settings.
-#[derive(Clone, Debug)]
-pub(super) enum Family {
-    Decoder(DecoderConfig),
-    Bert(BertConfig),
-}
-
-/// `config.json`, by its `model_type`.
-#[derive(Deserialize)]
-#[serde(tag = "model_type", rename_all = "snake_case")]
-enum Config {
-    Llama(DecoderJson),
-    Qwen2(DecoderJson),
-    Bert(bert::BertJson),
-}
-
-/// What every family's `config.json` holds.
-#[derive(Deserialize)]
-struct Common {
-    model_type: String,
-    architectures: Option<Vec<String>>,
-    dtype: Option<String>,
-    torch_dtype: Option<String>,
+    /// What comes before the base model's modules, with its dot.
+    prefix: String,
+    /// Hook points.
+    sites: Vec<Site>,
+    pub(super) network: Description,
+    /// How weights are stored in few bits, if they are.
+    pub(super) scheme: Option<Scheme>,
 }
 
 impl ModelInfo {
@@ -101,46 +62,65 @@ impl ModelInfo {
     }
 
     fn from_file(file: &ConfigFile) -> Result<Self, ModelError> {
-        let common: Common = file.parse()?;
-        if !FAMILIES.contains(&common.model_type.as_str()) {
-            return Err(unknown_family(&file.path, common.model_type));
-        }
-        for (key, inert) in REFUSED {
-            file.refuse_unless(key, inert)?;
-        }
-        let mut info = match file.parse()? {
-            Config::Llama(json) => decoder(llama::config(json, file)?, "LlamaForCausalLM"),
-            Config::Qwen2(json) => decoder(qwen2::config(json, file)?, "Qwen2ForCausalLM"),
-            Config::Bert(json) => encoder(bert::config(json, file)?),
+        let model_type = file.maybe_text("model_type")?.unwrap_or_default();
+        let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+            return Err(unknown_family(&file.path, model_type));
         };
-        if let Some([architecture, ..]) = common.architectures.as_deref() {
-            info.architecture.clone_from(architecture);
+        let network = (family.describe)(file)?;
+        file.refuse_unread()?;
+        let scheme = Scheme::read_config(file)?;
+        let mut info = match &network {
+            Description::Transformer(config) => of_transformer(config),
+            Description::Encoder(config) => of_encoder(config),
+        };
+        let classes = file.get("architectures").and_then(|classes| classes.get(0));
+        let class = classes.and_then(|class| class.as_str()).unwrap_or(family.class);
+        info.architecture = class.to_owned();
+        // Base models end their class's name so; the heads of some of them end theirs so too.
+        if class.ends_with("Model") && !class.ends_with("HeadModel") {
+            info.prefix.clear();
+            // Without a head of its own, scores come from the embedding or not at all.
+            info.sites.retain(|site| site.point != Point::Logits || info.tied);
         }
-        info.model_type = common.model_type;
-        info.dtype = common.dtype.or(common.torch_dtype);
+        if WITHOUT_POOLER.iter().any(|end| class.ends_with(end)) {
+            info.sites.retain(|site| site.point != Point::Pooler);
+        }
+        info.model_type = model_type.to_owned();
+        info.scheme = scheme;
+        let dtype = file.maybe_text("dtype")?;
+        info.dtype = dtype
+            .map_or_else(|| file.maybe_text("torch_dtype"), |d| Ok(Some(d)))?
+            .map(str::to_owned);
         Ok(info)
     }
 
-    /// The hook points of the model's family.
-    pub fn sites(&self) -> &'static [Site] {
-        match self.family {
-            Family::Decoder(_) => decoder::SITES,
-            Family::Bert(_) => bert::SITES,
-        }
+    /// The hook points of the model.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
     }
 
     /// The family's description of a point, if it has that point.
-    pub fn site(&self, point: Point) -> Option<&'static Site> {
+    pub fn site(&self, point: Point) -> Option<&Site> {
         self.sites().iter().find(|s| s.point == point)
     }
 
-    /// What the class puts before its base model's module names: empty for the base model itself.
-    pub fn prefix(&self) -> &'static str {
-        match self.family {
-            _ if self.architecture.ends_with("Model") => "",
-            Family::Decoder(_) => "model.",
-            Family::Bert(_) => "bert.",
+    /// Why the family has no such point, where its architecture is the reason.
+    pub(super) fn absence(&self, point: Point) -> Option<&'static str> {
+        match (&self.network, point) {
+            (Description::Transformer(c), Point::ResidMid) if c.residual.parallel => Some(
+                "attention and feed-forward block work side by side on resid_pre, and what both \
+                 add makes resid_post",
+            ),
+            (Description::Transformer(c), Point::MlpAct) if c.mlp.experts.is_some() => {
+                Some("each token runs through experts of its own")
+            }
+            _ => None,
         }
+    }
+
+    /// What the class puts before its base model's module names: empty for the base model itself.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The layer to start with: the middle one, where features are neither tokens nor predictions.
@@ -150,58 +130,75 @@ impl ModelInfo {
 
     /// Weights of the whole model.
     pub fn parameters(&self) -> u64 {
-        match &self.family {
-            Family::Decoder(config) => decoder::parameters(config),
-            Family::Bert(config) => bert::parameters(config),
+        match &self.network {
+            Description::Transformer(config) => config.parameters(),
+            Description::Encoder(config) => config.parameters(),
+        }
+    }
+
+    /// Of each block, the multiplications by weights that it costs a token, and the keys that a token
+    /// sees.
+    pub(super) fn block_costs(&self) -> Vec<(f64, Sees)> {
+        match &self.network {
+            Description::Transformer(c) => {
+                c.layers.iter().map(|layer| (c.products(layer), layer.sees)).collect()
+            }
+            Description::Encoder(c) => vec![(c.products(), Sees::ALL); c.n_layers],
         }
     }
 }
 
-/// The description of a decoder.
-fn decoder(config: DecoderConfig, architecture: &str) -> ModelInfo {
+fn of_transformer(c: &transformer::Config) -> ModelInfo {
+    let heads = c.attention.heads;
     ModelInfo {
-        architecture: architecture.to_owned(),
+        architecture: String::new(),
         model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
-        tied: config.tied,
+        n_layers: c.layers.len(),
+        d_model: c.d_model,
+        d_mlp: c.mlp.experts.map_or(c.mlp.width, |experts| experts.width),
+        n_heads: heads.heads,
+        n_kv_heads: heads.kv_heads,
+        d_head: heads.d,
+        vocab_size: c.vocab_size,
+        context_length: c.context,
+        tied: c.head.is_none_or(|head| head.tied),
         dtype: None,
-        family: Family::Decoder(config),
+        prefix: format!("{}.", c.names.base),
+        sites: transformer::sites::sites(c),
+        network: Description::Transformer(Box::new(c.clone())),
+        scheme: None,
     }
 }
 
-/// The description of an encoder.
-fn encoder(config: BertConfig) -> ModelInfo {
+fn of_encoder(c: &encoder::Config) -> ModelInfo {
     ModelInfo {
-        architecture: "BertModel".to_owned(),
+        architecture: String::new(),
         model_type: String::new(),
-        n_layers: config.n_layers,
-        d_model: config.d_model,
-        d_mlp: config.d_mlp,
-        n_heads: config.heads.heads,
-        n_kv_heads: config.heads.kv_heads,
-        d_head: config.heads.d,
-        vocab_size: config.vocab_size,
-        context_length: config.context,
+        n_layers: c.n_layers,
+        d_model: c.d_model,
+        d_mlp: c.d_mlp,
+        n_heads: c.heads.heads,
+        n_kv_heads: c.heads.kv_heads,
+        d_head: c.heads.d,
+        vocab_size: c.vocab_size,
+        context_length: c.context(),
         tied: true,
         dtype: None,
-        family: Family::Bert(config),
+        prefix: format!("{}.", c.base),
+        sites: encoder::sites(),
+        network: Description::Encoder(c.clone()),
+        scheme: None,
     }
 }
 
-fn unknown_family(path: &Path, found: String) -> ModelError {
-    let distance = |name: &&&str| (strsim::jaro_winkler(&found, name) * 1e6) as u64;
-    let nearest = FAMILIES.iter().max_by_key(distance).copied().unwrap_or_default();
+fn unknown_family(path: &Path, found: &str) -> ModelError {
+    let names: Vec<&'static str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    let likeness = |name: &&&str| (strsim::jaro_winkler(found, name) * 1e6) as u64;
+    let nearest = names.iter().max_by_key(likeness).copied().unwrap_or_default();
     ModelError::UnknownFamily {
         path: path.to_owned(),
-        found,
-        supported: FAMILIES.join(", "),
+        found: found.to_owned(),
+        supported: names.join(", "),
         nearest,
     }
 }
@@ -222,17 +219,25 @@ pub(super) mod testing {
         let mut config = serde_json::json!({
             "model_type": model_type, "architectures": [architecture], "hidden_size": 48,
             "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "max_position_embeddings": 64, "vocab_size": 100, "hidden_act": "silu",
+            "max_position_embeddings": 64, "vocab_size": 100,
+            "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64,
         });
-        if model_type == "bert" {
-            config["hidden_act"] = "gelu".into();
-        }
+        let own = match model_type {
+            "gpt_neox" => serde_json::json!({ "rotary_pct": 0.5 }),
+            "mixtral" => serde_json::json!({ "num_local_experts": 4, "num_experts_per_tok": 2 }),
+            "qwen2_moe" | "qwen3_moe" => serde_json::json!({
+                "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 40,
+            }),
+            _ => serde_json::json!({}),
+        };
+        config.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
         config
     }
 
     pub fn parse(config: &Value) -> Result<ModelInfo, ModelError> {
         let keys = config.as_object().unwrap().clone();
-        ModelInfo::from_file(&ConfigFile { path: "config.json".into(), keys })
+        ModelInfo::from_file(&ConfigFile::new("config.json".into(), keys))
     }
 }
 
@@ -245,8 +250,10 @@ mod tests {
     fn settings_that_are_not_implemented_are_refused_by_name() {
         let cases = [
             ("llama", "hidden_act", "\"quick_gelu\""),
-            ("llama", "rope_scaling", r#"{"rope_type": "yarn", "factor": 4.0}"#),
-            ("llama", "rope_scaling", r#"{"type": "dynamic", "factor": 2.0}"#),
+            ("llama", "rope_scaling", r#"{"rope_type": "mrope"}"#),
+            ("llama", "rope_scaling", r#"{"rope_type": "yarn", "factor": -4.0}"#),
+            ("llama", "rope_scaling", r#"{"type": "dynamic"}"#),
+            ("llama", "rope_theta", "0.5"),
             ("llama", "rope_parameters", r#"{"rope_type": "longrope"}"#),
             ("llama", "partial_rotary_factor", "0.5"),
             ("llama", "quantization_config", r#"{"quant_method": "gptq"}"#),
@@ -254,7 +261,12 @@ mod tests {
             ("llama", "num_key_value_heads", "3"),
             ("llama", "hidden_size", "0"),
             ("llama", "head_dim", "7"),
-            ("qwen2", "use_sliding_window", "true"),
+            ("llama", "layer_types", r#"["full_attention", "sliding_attention", "x"]"#),
+            ("gpt_neox", "rotary_pct", "0.4"),
+            ("mixtral", "num_experts_per_tok", "5"),
+            ("gemma2", "sliding_window", "0"),
+            ("gpt2", "scale_attn_by_inverse_layer_idx", "true"),
+            ("phi3", "tie_word_embeddings", "\"no\""),
             ("qwen2", "layer_types", r#"["full_attention", "sliding_attention"]"#),
             ("bert", "position_embedding_type", "\"relative_key\""),
             ("bert", "is_decoder", "true"),
@@ -263,14 +275,11 @@ mod tests {
         for (family, key, value) in cases {
             let mut config = config(family, "X");
             config[key] = serde_json::from_str(value).unwrap();
-            if key == "use_sliding_window" {
-                config["sliding_window"] = 16.into();
-            }
             let error = parse(&config).unwrap_err();
             assert_eq!(error.kind(), Kind::Input);
             let words = error.to_string();
             assert!(words.contains("config.json"), "{words}");
-            let named = words.contains(key) || words.contains("sliding_window");
+            let named = words.contains(key) || words.contains("partial_rotary_factor");
             assert!(named, "{family} {key}: {words}");
         }
     }
@@ -280,7 +289,7 @@ mod tests {
         let mut config = config("qwen2", "Qwen2ForCausalLM");
         config["sliding_window"] = 32768.into();
         config["use_sliding_window"] = false.into();
-        config["layer_types"] = serde_json::json!(["full_attention", "full_attention"]);
+        config["layer_types"] = vec!["full_attention"; 3].into();
         config["rope_scaling"] = serde_json::json!({"rope_type": "default"});
         config["partial_rotary_factor"] = 1.0.into();
         config["a_key_of_tomorrow"] = "x".into();
@@ -289,10 +298,10 @@ mod tests {
 
     #[test]
     fn an_unknown_family_names_itself_the_others_and_the_nearest() {
-        let error = parse(&config("qwen3", "Qwen3ForCausalLM")).unwrap_err();
+        let error = parse(&config("qwen3_next", "Qwen3NextForCausalLM")).unwrap_err();
         let words = error.to_string();
-        assert!(words.contains("`qwen3`") && words.contains("llama, qwen2, bert"), "{words}");
-        assert!(words.contains("nearest is `qwen2`"), "{words}");
+        assert!(words.contains("`qwen3_next`") && words.contains("llama, mistral, "), "{words}");
+        assert!(words.contains("nearest is `qwen3"), "{words}");
         assert_eq!(error.kind(), Kind::Input);
     }
 }

@@ -1,24 +1,25 @@
 //! The hooked transformer: built from a checkpoint's own `config.json`, run as deep as asked.
 //!
-//! Families are files (`llama`, `qwen2`, `bert`) over shared blocks. Hidden states are [rows,
-//! d_model]: the tokens of all sentences of a batch back to back, without padding. Nothing here
-//! knows about datasets, shards or SAEs.
+//! Families are files in `family`; each describes one of two networks, `transformer` and `encoder`,
+//! which are put together from the parts in `block`. Hidden states are [rows, d_model]: the tokens
+//! of all sentences of a batch back to back, without padding. Nothing here knows about datasets,
+//! shards or SAEs.
 
-mod bert;
 mod block;
+mod cache;
 mod config_file;
-mod decoder;
+mod encoder;
 mod error;
+mod family;
 mod flops;
 mod hook;
 mod info;
-mod llama;
 mod packed;
-mod qwen2;
 mod record;
 pub mod scores;
 mod site;
 mod tape;
+mod transformer;
 mod weights;
 
 pub mod args;
@@ -28,18 +29,22 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 pub use args::HookArgs;
+pub use cache::Cache;
 pub use error::ModelError;
 pub use flops::flops_per_token;
 pub use hook::Hook;
-pub use info::{FAMILIES, ModelInfo};
+pub use info::ModelInfo;
 pub use packed::Packed;
 pub use record::ModelRecord;
 pub use site::{Point, Site, Width};
 pub use tape::Visit;
 pub use weights::{Headers, headers};
 
-use info::Family;
+use cache::Past;
+use encoder::Encoder;
+use family::{Description, Network};
 use tape::{Halt, Tape};
+use transformer::Transformer;
 use weights::Weights;
 
 /// A model that hands out tensors on its way.
@@ -62,6 +67,30 @@ pub trait HookedModel: Send {
         hooks: &[Hook],
         visit: &mut Visit<'_>,
     ) -> Result<(), ModelError>;
+
+    /// Runs what follows the tokens that `cache` remembers, one sentence of `batch` (which may be empty)
+    /// for each of its own, and remembers it too.
+    ///
+    /// As [`Self::forward`], but all blocks that were loaded are run. On a CPU rows are the same bits
+    /// as those of a forward pass over the whole sentences. After an error the cache is as it was.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; an encoder, whose tokens see what follows them; another number of
+    /// sentences than the cache's; sentences that [outgrow](Self::outgrows) the cache.
+    fn extend(
+        &self,
+        cache: &mut Cache,
+        batch: &Packed,
+        hooks: &[Hook],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ModelError>;
+
+    /// Whether what follows would make sentences so long that their first tokens are read otherwise:
+    /// then a new cache must read them from the start.
+    ///
+    /// So it is with rotary positions whose frequencies depend on a sentence's length (`dynamic` and
+    /// `longrope`), beyond the context that they were first made for.
+    fn outgrows(&self, cache: &Cache, batch: &Packed) -> bool;
 }
 
 /// Loads a checkpoint as deep as `hooks` need: no layer beyond the deepest is read.
@@ -78,13 +107,15 @@ pub fn load(
     dtype: DType,
 ) -> Result<Box<dyn HookedModel>, ModelError> {
     let info = ModelInfo::from_dir(dir)?;
-    let weights = Weights::open(dir, device, dtype)?;
+    let weights = Weights::open(dir, device, (dtype, info.scheme.clone()))?;
     let blocks = hooks.iter().map(|h| h.blocks(&info)).max().unwrap_or(0);
-    let network = match &info.family {
-        Family::Decoder(config) => {
-            Network::Decoder(decoder::Decoder::load(&weights, config, hooks, blocks)?)
+    let network = match &info.network {
+        Description::Transformer(config) => {
+            Network::Transformer(Transformer::load(&weights, config, hooks, blocks)?)
         }
-        Family::Bert(config) => Network::Bert(bert::Bert::load(&weights, config, hooks, blocks)?),
+        Description::Encoder(config) => {
+            Network::Encoder(Encoder::load(&weights, config, hooks, blocks)?)
+        }
     };
     Ok(Box::new(Loaded { info, network }))
 }
@@ -110,11 +141,6 @@ pub fn device(name: &str) -> Result<Device, ModelError> {
     }
 }
 
-enum Network {
-    Decoder(decoder::Decoder),
-    Bert(bert::Bert),
-}
-
 struct Loaded {
     info: ModelInfo,
     network: Network,
@@ -131,8 +157,64 @@ impl HookedModel for Loaded {
         hooks: &[Hook],
         visit: &mut Visit<'_>,
     ) -> Result<(), ModelError> {
+        if hooks.is_empty() {
+            return batch.validate(self.info.vocab_size, self.info.context_length);
+        }
+        self.run(None, batch, hooks, visit)
+    }
+
+    fn extend(
+        &self,
+        cache: &mut Cache,
+        batch: &Packed,
+        hooks: &[Hook],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ModelError> {
+        let causal = self.info.block_costs().iter().all(|(_, sees)| sees.ahead == 0);
+        let message = if !causal {
+            format!("{} reads in both directions: what follows changes all", self.info.architecture)
+        } else if cache.lengths().len() + 1 != batch.starts.len() {
+            format!(
+                "{} sentences do not fit the cache's {}",
+                batch.starts.len().saturating_sub(1),
+                cache.lengths().len()
+            )
+        } else if self.outgrows(cache, batch) {
+            "positions of this length turn otherwise: a new cache must read the sentences whole"
+                .into()
+        } else {
+            return self.run(Some(cache), batch, hooks, visit);
+        };
+        Err(ModelError::Batch { message })
+    }
+
+    fn outgrows(&self, cache: &Cache, batch: &Packed) -> bool {
+        let Description::Transformer(config) = &self.info.network else { return false };
+        let lengths = batch.starts.windows(2).map(|w| w[1] - w[0]).zip(cache.lengths());
+        let grown = |(new, old): (usize, &usize)| (*old, old + new);
+        lengths
+            .map(grown)
+            .filter(|(old, new)| *old > 0 && new > old)
+            .any(|(old, new)| config.ropes.iter().any(|rope| !rope.alike(old, new)))
+    }
+}
+
+impl Loaded {
+    fn run(
+        &self,
+        cache: Option<&mut Cache>,
+        batch: &Packed,
+        hooks: &[Hook],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ModelError> {
         batch.validate(self.info.vocab_size, self.info.context_length)?;
-        if batch.rows() == 0 || hooks.is_empty() {
+        let spans = cache::places(cache.as_deref(), &batch.starts);
+        let longest = spans.iter().map(|s| s.keys.len()).max().unwrap_or(0);
+        if longest > self.info.context_length {
+            let context = self.info.context_length;
+            return Err(ModelError::TooLong { length: longest, context });
+        }
+        if batch.rows() == 0 {
             return Ok(());
         }
         let mut seen = vec![false; hooks.len()];
@@ -140,20 +222,22 @@ impl HookedModel for Loaded {
             seen[index] = true;
             visit(index, tensor)
         };
-        let mut tape = Tape::new(hooks, &mut visit);
+        let mut tape = Tape::new(hooks, cache.is_none(), &mut visit);
+        let mut past = Past::new(cache, &spans);
         let end = match &self.network {
-            Network::Decoder(network) => network.forward(batch, &mut tape),
-            Network::Bert(network) => network.forward(batch, &mut tape),
-        };
-        match end {
-            Ok(()) => {
-                let missed = hooks.iter().zip(seen).find(|(_, seen)| !seen).map(|(h, _)| h);
-                let hook = missed.map(|h| h.module_path(&self.info)).unwrap_or_default();
-                Err(ModelError::NotLoaded { hook })
+            Network::Transformer(network) => {
+                network.forward(&batch.ids, (&spans, &mut past), &mut tape)
             }
-            Err(Halt::Done) => Ok(()),
-            Err(Halt::Failed(error)) => Err(error.into()),
+            Network::Encoder(network) => network.forward(batch, &spans, &mut tape),
+        };
+        if let Err(Halt::Failed(error)) = end {
+            return Err(error.into());
         }
+        if let Some((hook, _)) = hooks.iter().zip(seen).find(|(_, seen)| !seen) {
+            return Err(ModelError::NotLoaded { hook: hook.module_path(&self.info) });
+        }
+        past.commit();
+        Ok(())
     }
 }
 

@@ -6,15 +6,15 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Point {
-    /// Token embeddings of an encoder.
+    /// Token embeddings, where more is added to them.
     WordEmbed,
     /// Token-type embeddings of an encoder.
     TokenTypeEmbed,
-    /// Position embeddings of an encoder.
+    /// Learned position embeddings.
     PositionEmbed,
     /// Sum of an encoder's embeddings, before their norm.
     EmbedSum,
-    /// What enters the first block.
+    /// What the embedding hands to the first block.
     Embed,
     /// Input of a block.
     ResidPre,
@@ -22,7 +22,9 @@ pub enum Point {
     AttnIn,
     /// Mix of values per head, before the output projection.
     Z,
-    /// Output of the attention, after its projection.
+    /// Output of the attention's last projection, where a norm follows before it is added.
+    AttnProj,
+    /// What the attention adds to the residual stream.
     AttnOut,
     /// Residual stream after the attention was added.
     ResidMid,
@@ -32,7 +34,9 @@ pub enum Point {
     MlpGate,
     /// Inner activation of the feed-forward block: input of its last projection.
     MlpAct,
-    /// Output of the feed-forward block.
+    /// Output of the feed-forward block's last projection, where a norm follows before it is added.
+    MlpProj,
+    /// What the feed-forward block adds to the residual stream.
     MlpOut,
     /// Sum of feed-forward output and its input, before the norm that ends an encoder's block.
     ResidSum,
@@ -77,20 +81,20 @@ pub enum Width {
     Vocab,
 }
 
-/// One hook point of a family.
+/// One hook point of a model.
 ///
 /// In names `{}` stands for the layer, and a leading `@` for the prefix that the class puts before
 /// its base model's modules (`model.`, `bert.`, or nothing).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Site {
     /// The place.
     pub point: Point,
     /// Module path; its output, or its input if it ends in `#in`.
-    pub path: &'static str,
+    pub path: String,
     /// Other module paths of the same tensor; one without `{}` means the last layer.
-    pub also: &'static [&'static str],
+    pub also: Vec<String>,
     /// TransformerLens name.
-    pub lens: &'static str,
+    pub lens: String,
     /// Width of a row.
     pub width: Width,
     /// What it is, in a few words.
@@ -98,6 +102,28 @@ pub struct Site {
 }
 
 impl Site {
+    /// A point that is as wide as the residual stream.
+    pub(super) fn new(
+        point: Point,
+        path: impl Into<String>,
+        lens: impl Into<String>,
+        what: &'static str,
+    ) -> Self {
+        let (path, lens) = (path.into(), lens.into());
+        Self { point, path, also: vec![], lens, width: Width::Model, what }
+    }
+
+    /// The same tensor's other paths.
+    pub(super) fn also<S: Into<String>>(mut self, paths: impl IntoIterator<Item = S>) -> Self {
+        self.also.extend(paths.into_iter().map(Into::into));
+        self
+    }
+
+    /// Another width.
+    pub(super) fn wide(self, width: Width) -> Self {
+        Self { width, ..self }
+    }
+
     /// Whether the point exists once per layer.
     pub fn per_layer(&self) -> bool {
         self.path.contains("{}")

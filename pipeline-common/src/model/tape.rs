@@ -30,12 +30,14 @@ pub(super) struct Tape<'a> {
     hooks: &'a [Hook],
     visit: &'a mut Visit<'a>,
     left: usize,
+    /// Whether the pass ends with the last hook.
+    halts: bool,
     layer: Option<usize>,
 }
 
 impl<'a> Tape<'a> {
-    pub fn new(hooks: &'a [Hook], visit: &'a mut Visit<'a>) -> Self {
-        Self { hooks, visit, left: hooks.len(), layer: None }
+    pub fn new(hooks: &'a [Hook], halts: bool, visit: &'a mut Visit<'a>) -> Self {
+        Self { hooks, visit, left: hooks.len(), halts, layer: None }
     }
 
     /// Enters a block, or leaves the last one.
@@ -48,7 +50,7 @@ impl<'a> Tape<'a> {
         self.hooks.contains(&Hook { layer: self.layer, point })
     }
 
-    /// Hands out the tensor of a point if it was asked for; `Halt::Done` after the last.
+    /// Hands out the tensor of a point if it was asked for; after the last, `Halt::Done` ends the pass.
     ///
     /// Returns what the pass goes on with. A hook that was asked for twice is visited twice, the
     /// second time with what the first visit returned.
@@ -60,7 +62,7 @@ impl<'a> Tape<'a> {
             }
             self.left -= 1;
         }
-        if self.left == 0 { Err(Halt::Done) } else { Ok(tensor) }
+        if self.halts && self.left == 0 { Err(Halt::Done) } else { Ok(tensor) }
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::{io, path::PathBuf};
 
-use crate::stage::{
-    Classify, Kind,
-    error::{io_hint, io_kind},
+use crate::{
+    stage::{
+        Classify, Kind,
+        error::{io_hint, io_kind},
+    },
+    torch::TorchError,
 };
 
 /// Errors of loading, saving and training.
@@ -75,6 +78,21 @@ pub enum SaeError {
         /// Its value.
         value: f64,
     },
+}
+
+impl From<TorchError> for SaeError {
+    fn from(error: TorchError) -> Self {
+        match error {
+            TorchError::Format { path, reason } => Self::Format { path, reason },
+            TorchError::Legacy { path } => Self::Field {
+                path,
+                field: "the file's format".into(),
+                found: "PyTorch's before 1.6".into(),
+                expected: "a zip archive".into(),
+                hint: "load it with torch and save it again with torch.save",
+            },
+        }
+    }
 }
 
 impl Classify for SaeError {

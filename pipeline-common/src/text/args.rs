@@ -33,7 +33,7 @@ pub struct HubArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Hub id `owner/name`, or a folder with config.json, tokenizer.json and safetensors
+    /// Hub id `owner/name`, or a folder with config.json, tokenizer.json and weights
     #[arg(long, env, default_value = "speakleash/Bielik-1.5B-v3.0-Instruct", value_name = "ID")]
     pub model_id: String,
     /// Branch, tag or commit of the model on the hub

@@ -369,7 +369,7 @@ impl Classify for TextError {
                     .into()
             }
             Self::NotAModel { .. } => {
-                "a model is config.json, tokenizer.json and safetensors weights".into()
+                "a model is config.json, tokenizer.json and weights (safetensors, pytorch_model.bin)".into()
             }
             Self::NoTemplate { .. } => {
                 "take an instruction-tuned model, or leave PROMPT_TEMPLATE out".into()

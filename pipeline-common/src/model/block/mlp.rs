@@ -1,102 +1,36 @@
-//! Feed-forward blocks: with a gate (decoders) and without (BERT).
+//! Feed-forward blocks: with a gate and without.
 
 use candle_core::{Result, Tensor};
 
 use super::{
     super::{
-        ModelError,
         site::Point,
         tape::{Halt, Tape},
         weights::Weights,
     },
-    linear::Linear,
+    exit::Exit,
+    experts::Experts,
+    linear::{Linear, Stored},
 };
 use crate::kernels::{
     activation::Activation,
     panels::{self, Panels},
 };
 
-/// `down(act(gate(x)) * up(x))` (arXiv:2002.05202).
-pub struct GatedMlp {
-    inner: Inner,
-    down: Linear,
-    act: Activation,
-}
-
-/// Both layers that feed the product.
-enum Inner {
-    /// Without bias and in main memory they are one product, joined tile by tile.
-    Pair { pair: Panels, width: usize },
-    /// One after the other.
-    Each { gate: Linear, up: Linear },
-}
-
-impl GatedMlp {
-    /// Loads `gate_proj`, `up_proj` and `down_proj` between widths `d` and `inner`.
-    pub fn load(
-        w: &Weights,
-        (d, inner): (usize, usize),
-        bias: bool,
-        act: Activation,
-    ) -> std::result::Result<Self, ModelError> {
-        let (gate, up) = (w.pp("gate_proj"), w.pp("up_proj"));
-        let pair = |w: &Weights| w.get("weight", &[inner, d]);
-        let pair = match bias {
-            true => None,
-            false => Panels::of_pair(&pair(&gate)?, &pair(&up)?, w.products())?,
-        };
-        let layer = |w: &Weights| Linear::load(w, (d, inner), bias);
-        let inner_layers = match pair {
-            Some(pair) => Inner::Pair { pair, width: inner },
-            None => Inner::Each { gate: layer(&gate)?, up: layer(&up)? },
-        };
-        Ok(Self {
-            inner: inner_layers,
-            down: Linear::load(&w.pp("down_proj"), (inner, d), bias)?,
-            act,
-        })
-    }
-
-    /// `residual` plus what the block makes of `x`, both [rows, d_model].
-    pub fn add_onto(
-        &self,
-        residual: &Tensor,
-        x: &Tensor,
-        tape: &mut Tape,
-    ) -> std::result::Result<Tensor, Halt> {
-        let inner = if tape.wants(Point::MlpGate) {
-            let (gate, up) = self.apart(x)?;
-            (tape.at(Point::MlpGate, gate)? * up)?
-        } else {
-            self.joined(x)?
-        };
-        let inner = tape.at(Point::MlpAct, inner)?;
-        self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
-    }
-
-    fn joined(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner {
-            Inner::Pair { pair, width } => panels::gated(x, pair, self.act, *width),
-            Inner::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?),
-        }
-    }
-
-    /// Both factors of [`Self::joined`].
-    fn apart(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        match &self.inner {
-            Inner::Pair { pair, width } => {
-                Ok((panels::gate(x, pair, self.act, *width)?, panels::up(x, pair, *width)?))
-            }
-            Inner::Each { gate, up } => Ok((self.act.apply(&gate.forward(x)?)?, up.forward(x)?)),
-        }
-    }
-}
-
-/// `down(act(up(x)))`.
+/// A feed-forward block and its way into the residual stream.
 pub struct Mlp {
-    pub up: Linear,
-    pub down: Linear,
-    pub act: Activation,
+    pub kind: Kind,
+    pub exit: Exit,
+}
+
+/// What is between a feed-forward block's input and its output.
+pub enum Kind {
+    /// `down(act(gate(x)) · up(x))` (arXiv:2002.05202).
+    Gated { inner: Gated, down: Linear },
+    /// `down(act(up(x)))`.
+    Plain { up: Linear, act: Activation, down: Linear },
+    /// Of each token, the sum over a few blocks chosen for it.
+    Experts(Experts),
 }
 
 impl Mlp {
@@ -107,7 +41,68 @@ impl Mlp {
         x: &Tensor,
         tape: &mut Tape,
     ) -> std::result::Result<Tensor, Halt> {
-        let inner = tape.at(Point::MlpAct, self.act.apply(&self.up.forward(x)?)?)?;
-        self.down.add_onto(residual, &inner, (Point::MlpOut, tape))
+        let (inner, down) = match &self.kind {
+            Kind::Gated { inner, down } => (inner.forward(x, tape)?, down),
+            Kind::Plain { up, act, down } => (act.apply(&up.forward(x)?)?, down),
+            Kind::Experts(experts) => return self.exit.add(residual, experts.forward(x)?, tape),
+        };
+        let inner = tape.at(Point::MlpAct, inner)?;
+        self.exit.add_layer(residual, (down, &inner), tape)
+    }
+}
+
+/// `act(gate(x)) · up(x)`.
+pub struct Gated {
+    layers: Layers,
+    act: Activation,
+}
+
+/// Both layers that feed the product.
+enum Layers {
+    /// Without bias and in main memory they are one product, joined tile by tile.
+    Pair { pair: Panels, width: usize },
+    /// One after the other.
+    Each { gate: Linear, up: Linear },
+}
+
+impl Gated {
+    /// Lays out both layers for their product.
+    pub fn new(gate: Stored, up: Stored, act: Activation, w: &Weights) -> Result<Self> {
+        let width = gate.weight.dim(0)?;
+        let pair = match (&gate.bias, &up.bias) {
+            (None, None) => Panels::of_pair(&gate.weight, &up.weight, w.products())?,
+            _ => None,
+        };
+        let layers = match pair {
+            Some(pair) => Layers::Pair { pair, width },
+            None => Layers::Each { gate: Linear::new(gate, w)?, up: Linear::new(up, w)? },
+        };
+        Ok(Self { layers, act })
+    }
+
+    /// [rows, d_model] to [rows, width].
+    pub fn joined(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.layers {
+            Layers::Pair { pair, width } => panels::gated(x, pair, self.act, *width),
+            Layers::Each { gate, up } => self.act.gated(&gate.forward(x)?, &up.forward(x)?),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, tape: &mut Tape) -> std::result::Result<Tensor, Halt> {
+        if !tape.wants(Point::MlpGate) {
+            return Ok(self.joined(x)?);
+        }
+        let (gate, up) = self.apart(x)?;
+        Ok((tape.at(Point::MlpGate, gate)? * up)?)
+    }
+
+    /// Both factors of [`Self::joined`].
+    fn apart(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.layers {
+            Layers::Pair { pair, width } => {
+                Ok((panels::gate(x, pair, self.act, *width)?, panels::up(x, pair, *width)?))
+            }
+            Layers::Each { gate, up } => Ok((self.act.apply(&gate.forward(x)?)?, up.forward(x)?)),
+        }
     }
 }

@@ -1,43 +1,102 @@
 //! Norms with their weights.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::super::{ModelError, weights::Weights};
 use crate::kernels::norm;
 
-/// Root-mean-square norm (arXiv:1910.07467).
-pub struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+/// Which norm a family uses everywhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormConfig {
+    pub kind: NormKind,
+    pub eps: f64,
 }
 
-impl RmsNorm {
-    /// Loads `weight` `[d]`.
-    pub fn load(weights: &Weights, d: usize, eps: f64) -> std::result::Result<Self, ModelError> {
-        Ok(Self { weight: weights.get("weight", &[d])?, eps })
+/// What a norm subtracts, divides by and multiplies with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root-mean-square norm (arXiv:1910.07467).
+    Rms,
+    /// The same, stored as the weight's difference from one (Gemma).
+    RmsFromOne,
+    /// Layer norm (arXiv:1607.06450), with a weight and perhaps a bias.
+    Layer { bias: bool },
+    /// Layer norm alone (OLMo).
+    LayerPlain,
+}
+
+impl NormConfig {
+    /// Weights of a norm of width `d`.
+    pub fn parameters(self, d: usize) -> u64 {
+        let vectors = match self.kind {
+            NormKind::Rms | NormKind::RmsFromOne | NormKind::Layer { bias: false } => 1,
+            NormKind::Layer { bias: true } => 2,
+            NormKind::LayerPlain => 0,
+        };
+        vectors * d as u64
+    }
+}
+
+/// A norm over rows.
+pub enum Norm {
+    /// What stands where a model has a module that does nothing.
+    None,
+    Rms {
+        weight: Tensor,
+        eps: f64,
+    },
+    Layer {
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+    },
+}
+
+impl Norm {
+    /// Loads `weight` and `bias` `[d]`, as far as the norm has them.
+    pub fn load(
+        w: &Weights,
+        d: usize,
+        NormConfig { kind, eps }: NormConfig,
+    ) -> std::result::Result<Self, ModelError> {
+        let weight = || w.get("weight", &[d]);
+        Ok(match kind {
+            NormKind::Rms => Self::Rms { weight: weight()?, eps },
+            NormKind::RmsFromOne => Self::Rms { weight: from_one(&weight()?)?, eps },
+            NormKind::Layer { bias: true } => {
+                Self::Layer { weight: weight()?, bias: w.get("bias", &[d])?, eps }
+            }
+            NormKind::Layer { bias: false } => {
+                let weight = weight()?;
+                Self::Layer { bias: weight.zeros_like()?, weight, eps }
+            }
+            NormKind::LayerPlain => {
+                let weight = w.ones(d)?;
+                Self::Layer { bias: weight.zeros_like()?, weight, eps }
+            }
+        })
     }
 
     /// [rows, d] to [rows, d].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm::rms_norm(x, &self.weight, self.eps)
+        match self {
+            Self::None => Ok(x.clone()),
+            Self::Rms { weight, eps } => norm::rms_norm(x, weight, *eps),
+            Self::Layer { weight, bias, eps } => norm::layer_norm(x, weight, bias, *eps),
+        }
+    }
+
+    /// [rows, n · d], each `d` numbers by themselves.
+    pub fn forward_parts(&self, x: &Tensor) -> Result<Tensor> {
+        let d = match self {
+            Self::None => return Ok(x.clone()),
+            Self::Rms { weight, .. } | Self::Layer { weight, .. } => weight.dim(0)?,
+        };
+        self.forward(&x.reshape(((), d))?)?.reshape(x.shape())
     }
 }
 
-/// Layer norm with weight and bias.
-pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    /// Loads `weight` and `bias` `[d]`.
-    pub fn load(weights: &Weights, d: usize, eps: f64) -> std::result::Result<Self, ModelError> {
-        Ok(Self { weight: weights.get("weight", &[d])?, bias: weights.get("bias", &[d])?, eps })
-    }
-
-    /// [rows, d] to [rows, d].
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm::layer_norm(x, &self.weight, &self.bias, self.eps)
-    }
+/// 1 + w in f32, whatever w is stored in.
+fn from_one(w: &Tensor) -> Result<Tensor> {
+    (w.to_dtype(DType::F32)? + 1.0)?.to_dtype(w.dtype())
 }

@@ -9,17 +9,15 @@
 //! | OpenAI | `.pt` | [`openai`] |
 //! | SAINT | `.pt` | [`saint`] |
 //!
-//! [`read`] tells them apart. Containers are in `archive` (zip), `torch` and `pickle` (`.pt`, without
-//! running what is in it), `npz`; `tensors` and `fields` check what is taken out of them.
+//! [`read`] tells them apart. Containers are in `torch` (`.pt`, read by [`crate::torch`]) and `npz`;
+//! `tensors` and `fields` check what is taken out of them.
 
 pub(in crate::sae) mod adapt;
-mod archive;
 pub mod dictionary_learning;
 mod fields;
 pub mod gemma_scope;
 mod npz;
 pub mod openai;
-mod pickle;
 pub mod saelens;
 pub mod saint;
 pub mod sparsify;

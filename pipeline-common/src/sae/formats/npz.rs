@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use safetensors::Dtype;
 
-use super::{
-    archive::Archive,
-    tensors::{Bytes, Tensors, View, row_major},
+use super::tensors::Tensors;
+use crate::{
+    sae::SaeError,
+    torch::{Bytes, View, archive::Archive, row_major},
 };
-use crate::sae::SaeError;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -26,9 +26,9 @@ pub fn open(path: &Path) -> Result<Tensors, SaeError> {
             let array = name.strip_suffix(".npy");
             let view = array.and_then(|_| parse(archive.slice(&contents)));
             let Some((begin, mut view)) = view else {
-                return Err(archive.bad(format!(
+                return Err(SaeError::from(archive.bad(format!(
                     "`{name}` is no array of little-endian numbers that NumPy saved"
-                )));
+                ))));
             };
             view.bytes = match contents {
                 Bytes::Mapped(range) => Bytes::Mapped(range.start + begin..range.end),

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -11,71 +10,11 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use crate::{sae::SaeError, shard::format};
-
-/// Where a tensor's bytes are.
-#[derive(Debug)]
-pub enum Bytes {
-    /// In the mapped file.
-    Mapped(Range<usize>),
-    /// Decompressed.
-    Owned(Vec<u8>),
-}
-
-/// One tensor as it is stored.
-#[derive(Debug)]
-pub struct View {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Its axes.
-    pub shape: Vec<usize>,
-    /// Elements from one index to the next, for each axis.
-    pub strides: Vec<usize>,
-    /// From its first element on.
-    pub bytes: Bytes,
-}
-
-/// Strides of a row-major tensor; those of a shape beyond `usize` are never used.
-pub fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1_usize; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis].saturating_mul(shape[axis]);
-    }
-    strides
-}
-
-impl View {
-    /// Number of elements, where they lie without gaps or overlaps in any order of axes, and
-    /// within `available` bytes: so that a small file never makes a large tensor.
-    pub fn elements(&self, available: usize) -> Option<usize> {
-        let mut axes: Vec<(usize, usize)> =
-            self.strides.iter().copied().zip(self.shape.iter().copied()).collect();
-        axes.retain(|(_, size)| *size != 1);
-        axes.sort_unstable();
-        let mut elements = 1_usize;
-        for (stride, size) in axes {
-            if stride != elements && size != 0 {
-                return None;
-            }
-            elements = elements.checked_mul(size)?;
-        }
-        let bytes = elements.checked_mul(self.dtype.bitsize() / 8)?;
-        (bytes <= available).then_some(elements)
-    }
-}
-
-/// A value beside the tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scalar {
-    /// An integer or a boolean.
-    Int(i64),
-    /// A float.
-    Float(f64),
-    /// A string.
-    Text(String),
-    /// Something else.
-    Other,
-}
+use crate::{
+    sae::SaeError,
+    shard::format,
+    torch::{Bytes, Scalar, View, row_major},
+};
 
 /// The tensors of a file that are not taken yet.
 #[derive(Debug)]
@@ -283,27 +222,9 @@ impl Tensors {
         }
     }
 
-    /// The elements in row-major order; of a vector or a matrix.
+    /// The elements in row-major order.
     fn gather<const N: usize>(&self, view: &View, read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        let (elements, _) = self.bytes(view).as_chunks::<N>();
-        let count = view.shape.iter().product();
-        if view.strides == row_major(&view.shape) {
-            return elements[..count].iter().map(|b| read(*b)).collect();
-        }
-        let mut out = Vec::with_capacity(count);
-        let mut index = vec![0; view.shape.len()];
-        for _ in 0..count {
-            let at: usize = index.iter().zip(&view.strides).map(|(i, s)| i * s).sum();
-            out.push(read(elements[at]));
-            for axis in (0..index.len()).rev() {
-                index[axis] += 1;
-                if index[axis] < view.shape[axis] {
-                    break;
-                }
-                index[axis] = 0;
-            }
-        }
-        out
+        view.elements_of(self.bytes(view)).map(read).collect()
     }
 }
 

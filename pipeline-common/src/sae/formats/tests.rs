@@ -9,17 +9,16 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use zip::{ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use super::{
-    saelens::About,
-    tensors::{Bytes, View},
-    *,
-};
-use crate::sae::{
-    Activation, Parameters, RowNorm,
-    convert::compare::tests::same,
-    parameters::Shape,
-    random::{Normal, Purpose},
-    weights::tests::random_sae,
+use super::{saelens::About, *};
+use crate::{
+    sae::{
+        Activation, Parameters, RowNorm,
+        convert::compare::tests::same,
+        parameters::Shape,
+        random::{Normal, Purpose},
+        weights::tests::random_sae,
+    },
+    torch::{Bytes, View},
 };
 
 const ACTIVATIONS: [Activation; 4] =

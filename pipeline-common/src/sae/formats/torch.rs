@@ -1,23 +1,20 @@
-//! `.pt` files of PyTorch 1.6 and later: a zip archive of a pickle and of one file for each storage.
+//! `.pt` files of PyTorch 1.6 and later.
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     io::{BufWriter, Write},
     path::Path,
 };
 
 use zip::{CompressionMethod, ZipWriter, result::ZipResult, write::SimpleFileOptions};
 
-use super::{
-    archive::Archive,
-    pickle::{self, Item, Stored},
-    tensors::{Bytes, Tensors, View, row_major},
+use super::tensors::Tensors;
+use crate::{
+    sae::SaeError,
+    stage::atomic,
+    torch::{self, Checksums, row_major},
 };
-use crate::{sae::SaeError, stage::atomic};
 
-/// How a file begins that PyTorch before 1.6 saved: a pickle of its magic number.
-const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
 /// Where torch lets storages begin, so that they can be mapped.
 const ALIGNMENT: u16 = 64;
 
@@ -26,60 +23,7 @@ const ALIGNMENT: u16 = 64;
 /// # Errors
 /// I/O errors; what is no such file; a pickle that asks for anything else.
 pub fn open(path: &Path) -> Result<Tensors, SaeError> {
-    Tensors::open(path, |bytes| {
-        if bytes.starts_with(LEGACY) {
-            return Err(SaeError::Field {
-                path: path.to_owned(),
-                field: "the file's format".into(),
-                found: "PyTorch's before 1.6".into(),
-                expected: "a zip archive".into(),
-                hint: "load it with torch and save it again with torch.save",
-            });
-        }
-        let archive = Archive::open(path, bytes)?;
-        let pickles = archive.names().filter_map(|name| name.strip_suffix("/data.pkl"));
-        let [root] = pickles.collect::<Vec<_>>()[..] else {
-            return Err(archive.bad("it holds no `data.pkl` of torch.save, or several".into()));
-        };
-        let order = format!("{root}/byteorder");
-        if archive.names().any(|name| name == order)
-            && archive.slice(&archive.read(&order)?) != b"little"
-        {
-            return Err(archive.bad("its numbers are not little-endian".into()));
-        }
-        let contents = archive.read(&format!("{root}/data.pkl"))?;
-        let items = pickle::read(archive.slice(&contents)).map_err(|e| {
-            archive.bad(format!("{e}; expected a dictionary of tensors, as a state_dict() is"))
-        })?;
-        let (mut views, mut scalars) = (BTreeMap::new(), BTreeMap::new());
-        for (name, item) in items {
-            match item {
-                Item::Tensor(stored) => {
-                    let view = view(&archive, root, stored)?;
-                    views.insert(name, view);
-                }
-                Item::Value(value) => {
-                    scalars.insert(name, value);
-                }
-            }
-        }
-        Ok((views, scalars))
-    })
-}
-
-fn view(archive: &Archive<'_>, root: &str, stored: Stored) -> Result<View, SaeError> {
-    let Stored { key, dtype, offset, shape, strides } = stored;
-    let file = format!("{root}/data/{key}");
-    let Bytes::Mapped(range) = archive.read(&file)? else {
-        return Err(archive.bad(format!("`{file}` is compressed, which torch never does")));
-    };
-    let begin = offset.checked_mul(dtype.bitsize() / 8);
-    let begin = begin.filter(|begin| *begin <= range.len());
-    let Some(begin) = begin else {
-        return Err(archive.bad(format!("a tensor begins behind the end of `{file}`")));
-    };
-    let bytes = Bytes::Mapped(range.start + begin..range.end);
-    Ok(View { dtype, shape, strides, bytes })
+    Tensors::open(path, |bytes| Ok(torch::read(path, bytes, Checksums::Compared)?))
 }
 
 /// A tensor to be written.

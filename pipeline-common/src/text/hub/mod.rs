@@ -19,15 +19,18 @@ use super::{HubArgs, TextError};
 const ENDPOINT: &str = "https://huggingface.co";
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Lists of the files that hold weights, and files that hold all of them, first choice first.
+const INDICES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
+const SINGLES: [&str; 2] = [SINGLE, "pytorch_model.bin"];
 
 /// Fetched where they exist.
-const SMALL: [&str; 5] = [
+const SMALL: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    INDEX,
+    INDICES[0],
+    INDICES[1],
 ];
 
 /// Where models and datasets come from.
@@ -67,7 +70,7 @@ impl Hub {
 
     /// The folder of a model: `id` itself if that is a local folder, else a snapshot in the cache.
     ///
-    /// Fetches configuration and tokenizer, and with `weights` every safetensors file.
+    /// Fetches configuration and tokenizer, and with `weights` every file of weights in one format.
     ///
     /// # Errors
     /// A path that does not exist, a repository the hub does not have or refuses, an unreachable
@@ -120,14 +123,24 @@ pub(super) fn looks_like_path(id: &str) -> bool {
 }
 
 fn weight_files(repository: &Repository) -> Result<BTreeSet<String>, TextError> {
+    for (single, index) in SINGLES.into_iter().zip(INDICES) {
+        if repository.has(index) {
+            return sharded(repository, index);
+        }
+        if repository.has(single) {
+            return Ok(BTreeSet::from([single.to_owned()]));
+        }
+    }
+    Ok(BTreeSet::from([SINGLE.to_owned()]))
+}
+
+/// The files that an index names.
+fn sharded(repository: &Repository, index: &str) -> Result<BTreeSet<String>, TextError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    if !repository.has(INDEX) {
-        return Ok(BTreeSet::from([SINGLE.to_owned()]));
-    }
-    let file = repository.need(INDEX)?;
+    let file = repository.need(index)?;
     let index: Index = serde_json::from_str(&fs::read_to_string(&file)?)
         .map_err(|e| TextError::Index { file, why: e.to_string() })?;
     Ok(index.weight_map.into_values().collect())
