@@ -172,7 +172,7 @@ fn a_checkpoint_without_weights_or_configuration() {
     let missing = error(bare("qwen2").path());
     assert_eq!(missing.kind(), Kind::Input);
     assert!(missing.to_string().contains("model.safetensors"), "{missing}");
-    assert!(missing.hint().unwrap().contains("safe_serialization"));
+    assert!(missing.hint().unwrap().contains("save_pretrained"));
 }
 
 #[test]
@@ -231,9 +231,8 @@ fn an_unknown_family_and_a_broken_configuration() {
     fs_err::write(&config, r#"{"model_type": "mamba"}"#).unwrap();
     let unknown = ModelInfo::from_dir(dir.path()).unwrap_err();
     assert_eq!(unknown.kind(), Kind::Input);
-    assert!(
-        unknown.to_string().contains("`mamba` is not supported (supported: llama, qwen2, bert)")
-    );
+    let words = unknown.to_string();
+    assert!(words.contains("`mamba` is not supported (supported: llama, mistral"), "{words}");
     for bad in ["", "{", "[]", "{}", r#"{"model_type": "llama"}"#, r#"{"model_type": 3}"#] {
         fs_err::write(&config, bad).unwrap();
         let words = ModelInfo::from_dir(dir.path()).unwrap_err().to_string();

@@ -224,6 +224,7 @@ pub(super) mod testing {
         });
         let own = match model_type {
             "gpt_neox" => serde_json::json!({ "rotary_pct": 0.5 }),
+            "gemma2" => serde_json::json!({ "sliding_window": 16 }),
             "mixtral" => serde_json::json!({ "num_local_experts": 4, "num_experts_per_tok": 2 }),
             "qwen2_moe" | "qwen3_moe" => serde_json::json!({
                 "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
@@ -262,7 +263,7 @@ mod tests {
             ("llama", "hidden_size", "0"),
             ("llama", "head_dim", "7"),
             ("llama", "layer_types", r#"["full_attention", "sliding_attention", "x"]"#),
-            ("gpt_neox", "rotary_pct", "0.4"),
+            ("gpt_neox", "rotary_pct", "0.25"),
             ("mixtral", "num_experts_per_tok", "5"),
             ("gemma2", "sliding_window", "0"),
             ("gpt2", "scale_attn_by_inverse_layer_idx", "true"),

@@ -134,7 +134,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Goes on from `state`, with dense products in `precision`: F32 or BF16.
+    /// Goes on from `state`, with encoder products in `precision`: F32 or BF16.
     pub fn new(
         state: State,
         mut objective: Box<dyn Objective>,

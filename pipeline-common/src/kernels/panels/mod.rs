@@ -151,35 +151,6 @@ impl Panels {
         }
     }
 
-    /// As [`Self::fill`], of the transpose: `weight` is [k, n].
-    ///
-    /// # Panics
-    /// If it has another length.
-    pub fn fill_transposed(&mut self, n: usize, k: usize, weight: &[f32]) {
-        assert_eq!(weight.len(), k * n, "transposed weight");
-        self.resize(n, k);
-        let part = |i: usize, p: usize| &weight[i * n..][p * COLUMNS..n.min((p + 1) * COLUMNS)];
-        match &mut self.data {
-            Data::F32(data) => {
-                data.par_chunks_mut((k * COLUMNS).max(1)).enumerate().for_each(|(p, panel)| {
-                    for (i, row) in panel.chunks_mut(COLUMNS).enumerate() {
-                        let part = part(i, p);
-                        row[..part.len()].copy_from_slice(part);
-                    }
-                });
-            }
-            Data::Bf16(data) => {
-                let size = k.div_ceil(2) * COLUMNS;
-                data.par_chunks_mut(size.max(1)).enumerate().for_each(|(p, panel)| {
-                    for (i, pairs) in panel.chunks_mut(COLUMNS).enumerate() {
-                        let second = if 2 * i + 1 < k { part(2 * i + 1, p) } else { &[] };
-                        interleave(part(2 * i, p), second, pairs);
-                    }
-                });
-            }
-        }
-    }
-
     /// Lays out a weight tensor [n, k]; `None` unless it is f32 in main memory.
     ///
     /// # Errors
@@ -238,14 +209,6 @@ impl Panels {
     /// If the lengths do not fit.
     pub fn product(&self, x: &[f32], out: &mut [f32], write: Write) {
         self.product_of(&Input::new(x, self), x.len(), out, write);
-    }
-
-    /// As [`Self::product`], of the transpose: `x` is [k, rows].
-    ///
-    /// # Panics
-    /// If the lengths do not fit.
-    pub fn product_of_transposed(&self, x: &[f32], out: &mut [f32], write: Write) {
-        self.product_of(&Input::transposed(x, self), x.len(), out, write);
     }
 
     fn product_of(&self, input: &Input<'_>, numbers: usize, out: &mut [f32], write: Write) {
@@ -330,21 +293,6 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// x given as its transpose, [k, rows].
-    fn transposed(x: &[f32], panels: &'a Panels) -> Self {
-        match &panels.data {
-            Data::Bf16(data) if tile::has_fast_dot() => {
-                let x = pairs_of_transposed(x, panels.k);
-                Self::Dot { x, panels: data, pairs: panels.k.div_ceil(2) }
-            }
-            data => {
-                let x = transpose(x, panels.k);
-                let x = if matches!(data, Data::Bf16(_)) { rounded(&x) } else { x };
-                Self::F32 { x: x.into(), panels }
-            }
-        }
-    }
-
     /// `widened` is scratch for a bf16 panel in f32.
     fn panel(&'a self, panel: usize, widened: &'a mut Vec<f32>) -> Source<'a> {
         match self {
@@ -413,58 +361,12 @@ fn pairs(x: &[f32], k: usize) -> Vec<[bf16; 2]> {
     out
 }
 
-/// [rows, k] of x [k, rows].
-fn transpose(x: &[f32], k: usize) -> Vec<f32> {
-    let rows = x.len() / k.max(1);
-    by_chunks(x.len(), (BAND * k).max(1), |band, y| {
-        for (i, x) in x.chunks_exact(rows).enumerate() {
-            let column = y[i..].iter_mut().step_by(k);
-            column.zip(&x[band * BAND..]).for_each(|(y, x)| *y = *x);
-        }
-    })
-}
-
-/// As [`pairs`], of x [k, rows].
-fn pairs_of_transposed(x: &[f32], k: usize) -> Vec<[bf16; 2]> {
-    let (rows, width) = (x.len() / k.max(1), k.div_ceil(2));
-    let mut out = vec![[bf16::ZERO; 2]; rows * width];
-    out.par_chunks_mut((BAND * width).max(1)).enumerate().for_each(|(band, out)| {
-        let mut pairs = [[bf16::ZERO; 2]; BAND];
-        for (i, x) in x.chunks(2 * rows).enumerate() {
-            let (first, second) = x.split_at(rows);
-            let part = band * BAND..rows.min((band + 1) * BAND);
-            let second = if second.is_empty() { second } else { &second[part.clone()] };
-            interleave(&first[part.clone()], second, &mut pairs);
-            out[i..].iter_mut().step_by(width).zip(&pairs).for_each(|(out, pair)| *out = *pair);
-        }
-    });
-    out
-}
-
-/// Columns that are transposed together.
-const BAND: usize = 64;
-
 /// Pairs of neighbours, as many as fit; the last of an odd number has a zero.
 #[inline(always)]
 fn pair_up(numbers: &[f32], pairs: &mut [[bf16; 2]; STRIP]) {
     let count = numbers.len().min(2 * STRIP);
     pairs[count / 2..].fill([bf16::ZERO; 2]);
     pairs.as_flattened_mut()[..count].convert_from_f32_slice(&numbers[..count]);
-}
-
-/// Pairs of the numbers of two rows; `second` may be empty, for zeros.
-#[inline(always)]
-fn interleave(first: &[f32], second: &[f32], pairs: &mut [[bf16; 2]]) {
-    simd(
-        #[inline(always)]
-        || {
-            let upper = |x: f32| round(x).to_bits() >> 16;
-            for (i, pair) in pairs.iter_mut().enumerate().take(first.len()) {
-                let second = second.get(i).map_or(0, |x| upper(*x));
-                *pair = [upper(first[i]), second].map(|bits| bf16::from_bits(bits as u16));
-            }
-        },
-    );
 }
 
 /// Pairs [k / 2, COLUMNS] as f32 [k, COLUMNS].
@@ -642,23 +544,6 @@ mod tests {
             for (a, e) in found.iter().zip(chain(&x, &w, bf16_of)) {
                 let tolerance = if tile::has_fast_dot() { 1e-5 * k as f32 } else { 0.0 };
                 prop_assert!((a - e).abs() <= tolerance);
-            }
-        }
-
-        #[test]
-        fn transposed_factors_give_the_same_bits(rows in 1_usize..150, k in 1_usize..80, n in 1_usize..100) {
-            let (x, w) = (numbers(1, (rows, k)), numbers(2, (n, k)));
-            let (xt, wt) = (flat(&x.t().unwrap()), flat(&w.t().unwrap()));
-            for dtype in [DType::F32, DType::BF16] {
-                let panels = Panels::of(&w, dtype).unwrap().unwrap();
-                let expected = flat(&linear(&x, &panels, Plus::default()).unwrap());
-                let mut turned = Panels::empty(dtype);
-                turned.fill_transposed(n, k, &wt);
-                let (mut found, mut sums) = (vec![f32::NAN; rows * n], vec![1.0; rows * n]);
-                turned.product_of_transposed(&xt, &mut found, Write::Replace);
-                prop_assert_eq!(&found, &expected);
-                turned.product_of_transposed(&xt, &mut sums, Write::Add);
-                prop_assert!(sums.iter().zip(&expected).all(|(sum, y)| *sum == 1.0 + y));
             }
         }
 

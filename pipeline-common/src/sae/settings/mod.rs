@@ -96,7 +96,7 @@ pub struct TrainArgs {
     pub(in crate::sae) optimiser: OptimiserArgs,
     #[command(flatten)]
     pub(in crate::sae) sparsity: SparsityArgs,
-    /// In what dense products multiply; weights and sums are f32
+    /// In what encoder products multiply; weights and sums are f32
     #[arg(long, env, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// What inputs are divided by; it is folded into the saved weights
@@ -161,7 +161,7 @@ pub struct Plan {
     pub centred: bool,
     /// Whether latents are chosen by activation times decoder norm.
     pub by_decoder_norm: bool,
-    /// In what dense products multiply.
+    /// In what encoder products multiply.
     pub precision: DType,
 }
 

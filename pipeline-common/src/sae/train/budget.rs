@@ -4,7 +4,6 @@
 //! those that the process keeps for itself, without the shards, which the system maps and drops as
 //! it likes.
 
-use candle_core::DType;
 use serde::Serialize;
 
 use super::loader;
@@ -98,8 +97,7 @@ pub struct Memory {
     pub moments: u64,
     /// Gradients.
     pub gradients: u64,
-    /// Weights as products read them: the encoder's, those of dead latents, if all are, and in bf16
-    /// the decoder's where blocks may be dense.
+    /// Weights as products read them: the encoder's, those of dead latents, if all are.
     pub laid_out: u64,
     /// Working space of a batch.
     pub batch: u64,
@@ -217,15 +215,12 @@ fn memory(train: &TrainArgs, plan: &Plan, active: Option<f64>) -> Memory {
         _ => 1 + 2 * reconstructions(train).0,
     };
     let encoders = if train.has_auxiliary_loss() { 2 } else { 1 };
-    // Dense blocks in bf16 read the decoder in two layouts.
-    let decoders = if train.sae_arch.is_top_k() || plan.precision == DType::F32 { 0 } else { 2 };
-    let laid_out = encoders * encoder + decoders * d_out * d_sae;
     let steady = Memory {
         state_bytes_per_parameter: NUMBER * if ema > 0 { 4 } else { 3 },
         parameters: parameters + ema,
         moments: 2 * parameters,
         gradients: parameters,
-        laid_out: laid_out * plan.precision.size_in_bytes() as u64,
+        laid_out: encoders * encoder * plan.precision.size_in_bytes() as u64,
         batch: batch * of_rows + blocks * BLOCK_BYTES as u64,
         loader: loader::BATCHES * batch * NUMBER * (d_in + target),
         result: parameters + NUMBER * encoder,
@@ -337,10 +332,6 @@ mod tests {
         assert_eq!(mean.checkpoint, 4 * weights + 8 * 512);
         let half = budget(&["--precision=bf16"]).memory;
         assert_eq!(plain.memory.laid_out, 2 * half.laid_out);
-        let dense = |arguments: &[&str]| {
-            budget(&[&["--sae-arch=jumprelu"], arguments].concat()).memory.laid_out
-        };
-        assert_eq!((dense(&[]), dense(&["--precision=bf16"])), (4 * 64 * 512, 2 * 3 * 64 * 512));
     }
 
     #[test]

@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use super::{
     Batch, Firing, Losses, Objective, add_output_gradients,
     penalty::{LatentSums, Sums, add_norm_gradient},
-    products::Products,
     squared_error, without_latents,
 };
 use crate::{
     kernels::{
+        product::{Matrix, Write, product},
         sparse::{
             SparseRows,
             gradients::{RowSums, Tiles},
@@ -117,7 +117,6 @@ pub struct Dense<E, const C: usize> {
     /// [`SPARSE`], but for tests.
     pub(super) one_in: usize,
     encoder: Encoder,
-    products: Products,
     /// [`Elementwise::silent`] of each latent.
     silent: Vec<f32>,
     /// Pre-activations of a block, `[rows, d_sae]`.
@@ -168,7 +167,6 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
             coefficient,
             one_in: SPARSE,
             encoder: Encoder::default(),
-            products: Products::default(),
             silent: vec![],
             pre: vec![],
             acts: empty(),
@@ -210,21 +208,24 @@ impl<E: Elementwise<C>, const C: usize> Dense<E, C> {
         }
         self.sparse.push_empty(rows);
         self.activate(params);
-        let products = &mut self.products;
+        let decoder = Matrix::new(&params.w_dec, d_sae, d_out);
         let errors = std::array::from_fn(|c| {
+            let acts = Matrix::new(&self.acts[c], rows, d_sae);
             let output = &mut self.outputs[c][output.clone()];
-            products.decode(params, &self.acts[c], output);
+            product(acts, decoder, output, Write::Add);
             let squared = share * squared_error(output, d_out, share);
+            let output = Matrix::new(output, rows, d_out);
             self.grads[c].resize(rows * d_sae, 0.0);
-            products.decode_back(params, output, &mut self.grads[c]);
+            product(output, decoder.t(), &mut self.grads[c], Write::Replace);
             if !self.activation.is_detached(c) {
-                products.add_sums(&self.acts[c], (output, d_out), &mut grads.dense().w_dec);
+                product(acts.t(), output, &mut grads.dense().w_dec, Write::Add);
             }
             squared
         });
         self.dense_backward(params, per_row, &mut sums.latents);
-        let input = &batch.input[first * d_in..][..rows * d_in];
-        self.products.add_sums(&self.pre, (input, d_in), &mut grads.dense().w_enc);
+        let pre_grad = Matrix::new(&self.pre, rows, d_sae);
+        let input = Matrix::new(&batch.input[first * d_in..][..rows * d_in], rows, d_in);
+        product(pre_grad.t(), input, &mut grads.dense().w_enc, Write::Add);
         errors
     }
 
@@ -442,7 +443,6 @@ impl<E: Elementwise<C>, const C: usize> Objective for Dense<E, C> {
         self.outputs.iter_mut().for_each(|output| without_latents(params, &batch, output));
         let (mut errors, mut encoder) = ([0.0; C], std::mem::take(&mut self.encoder));
         encoder.load_for(&params.w_enc, params.d_in, batch.precision, batch.input);
-        self.products.begin(batch.precision);
         encoder.blocks(batch.input, |first, block| {
             std::mem::swap(&mut self.pre, block);
             let of_block = self.block(params, &batch, first, (&mut sums, grads, per_row));

@@ -10,7 +10,6 @@ pub(super) mod fixture;
 pub mod gated;
 pub mod jumprelu;
 pub mod penalty;
-pub mod products;
 pub mod standard;
 pub mod threshold;
 pub mod topk;
@@ -99,7 +98,7 @@ pub struct Batch<'a> {
     pub target: &'a [f32],
     /// Whether `input` depends on b_dec.
     pub centred: bool,
-    /// In what dense products multiply: F32, or BF16 with sums in f32.
+    /// In what the encoder's product multiplies: F32, or BF16 with sums in f32.
     pub precision: DType,
     /// Factor on the sparsity coefficient.
     pub sparsity: f64,
