@@ -246,7 +246,8 @@ fn tile(
     let q = &inputs.q[rows.start * q_row + head * d..];
     let (kernel, mut sums): (Kernel, Tile) = (Kernel::best(), [[0.0; COLUMNS]; ROWS]);
     for panel in all.start / COLUMNS..all.end.div_ceil(COLUMNS) {
-        kernel.run(q, q_row, rows.len(), &k[panel * d * COLUMNS..][..d * COLUMNS], &mut sums);
+        let (columns, keys) = (all.end - panel * COLUMNS, &k[panel * d * COLUMNS..]);
+        kernel.run_first(q, q_row, (rows.len(), columns), &keys[..d * COLUMNS], &mut sums);
         for (row, sums) in scores.chunks_exact_mut(stride).zip(&sums[..rows.len()]) {
             row[panel * COLUMNS..][..COLUMNS].copy_from_slice(sums);
         }
@@ -259,8 +260,9 @@ fn tile(
     }
     for (panel, values) in v.chunks_exact(seen.len() * COLUMNS).enumerate() {
         let values = &values[all.start * COLUMNS..all.end * COLUMNS];
-        kernel.run(&scores[all.start..], stride, rows.len(), values, &mut sums);
         let columns = panel * COLUMNS..d.min((panel + 1) * COLUMNS);
+        let size = (rows.len(), columns.len());
+        kernel.run_first(&scores[all.start..], stride, size, values, &mut sums);
         for (row, sums) in rows.clone().zip(&sums) {
             out.write(row * q_row + head * d + columns.start, &sums[..columns.len()]);
         }

@@ -23,8 +23,8 @@ pub struct HookArgs {
     #[arg(long, env, value_name = "N,..")]
     pub layers: Vec<List<Layers>>,
     /// Hooks to read, separated by commas or blanks: resid_pre, resid_mid, resid_post, attn_out, mlp_out,
-    /// mlp_in or mlp_act for each layer, full names that carry their own layer, or patterns of
-    /// either with * ? [..], within LAYERS where it is set
+    /// mlp_in, mlp_act or z for each layer, full names that carry their own layer (or need none:
+    /// embed, final_norm, logits), or patterns with * ? [..], within LAYERS where it is set
     /// [default: resid_mid; resid_post where that is no residual stream: BERT's kind, GPT-NeoX]
     #[arg(long, env, value_name = "NAME,..")]
     pub hook: Vec<List<String>>,

@@ -56,7 +56,7 @@ const SITES: [Row; 15] = [
     (
         Point::Embed,
         "@embeddings",
-        &["@embeddings.LayerNorm"],
+        &["@embeddings.LayerNorm", "embed"],
         "hook_full_embed",
         "embeddings after their norm: what enters the first block",
     ),

@@ -23,7 +23,8 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// The hook that a module path, a TransformerLens name or a signature names.
+    /// The hook that a module path, a TransformerLens name or a signature names, or `embed`,
+    /// `final_norm` or `logits`.
     ///
     /// # Errors
     /// [`ModelError::UnknownHook`], listing the names that exist; [`ModelError::NoSuchLayer`].
@@ -234,7 +235,12 @@ mod tests {
         );
         assert_eq!(parse("model.layers.1.post_attention_layernorm#in"), hook(1, Point::ResidMid));
         assert_eq!(parse("blocks.1.hook_resid_mid"), hook(1, Point::ResidMid));
-        assert_eq!(parse("logits"), Hook { layer: None, point: Point::Logits });
+        for (name, point) in
+            [("embed", Point::Embed), ("final_norm", Point::FinalNorm), ("logits", Point::Logits)]
+        {
+            assert_eq!(parse(name), Hook { layer: None, point });
+        }
+        assert_eq!(Hook::alias("z", 1, &info).unwrap(), hook(1, Point::Z));
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub enum Point {
 }
 
 impl Point {
-    /// The points that may be named without a layer, with their short names.
-    pub const ALIASES: [(&'static str, Self); 7] = [
+    /// The points of layers that may be named without one, with their short names.
+    pub const ALIASES: [(&'static str, Self); 8] = [
         ("resid_pre", Self::ResidPre),
         ("resid_mid", Self::ResidMid),
         ("resid_post", Self::ResidPost),
@@ -60,6 +60,7 @@ impl Point {
         ("mlp_out", Self::MlpOut),
         ("mlp_in", Self::MlpIn),
         ("mlp_act", Self::MlpAct),
+        ("z", Self::Z),
     ];
 
     /// The point's short name, if it has one.

@@ -47,6 +47,21 @@ impl Kernel {
     /// # Panics
     /// If `x` or `panel` is too short, or there are no rows or more than [`ROWS`].
     pub fn run(self, x: &[f32], stride: usize, rows: usize, panel: &[f32], tile: &mut Tile) {
+        self.run_first(x, stride, (rows, COLUMNS), panel, tile);
+    }
+
+    /// The same of the panel's first `columns`; sums of those behind them mean nothing.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn run_first(
+        self,
+        x: &[f32],
+        stride: usize,
+        (rows, columns): (usize, usize),
+        panel: &[f32],
+        tile: &mut Tile,
+    ) {
         let k = panel.len() / COLUMNS;
         assert!((1..=ROWS).contains(&rows) && (rows - 1) * stride + k <= x.len(), "tile of {rows}");
         match self {
@@ -55,13 +70,18 @@ impl Kernel {
             // SAFETY: `best` found the instructions; `rows` rows of k numbers, `stride` apart, were
             // just seen to lie inside `x`, and the panel has k rows of COLUMNS numbers.
             Self::Avx512 => unsafe {
-                x86::avx512(x.as_ptr(), stride, rows, (panel.as_ptr(), k), tile);
+                let (x, panel) = (x.as_ptr(), (panel.as_ptr(), k));
+                match columns {
+                    0..=16 => x86::avx512_third(x, stride, rows, panel, tile),
+                    17..=32 => x86::avx512_two_thirds(x, stride, rows, panel, tile),
+                    _ => x86::avx512(x, stride, rows, panel, tile),
+                }
             },
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "vector instructions work on pointers")]
             // SAFETY: as above.
             Self::Avx2 => unsafe {
-                x86::avx2(x.as_ptr(), stride, rows, (panel.as_ptr(), k), tile);
+                x86::avx2(x.as_ptr(), stride, (rows, columns), (panel.as_ptr(), k), tile);
             },
             Self::Plain => plain(x, stride, rows, panel, tile),
         }
@@ -269,9 +289,9 @@ mod x86 {
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32((*x).cast_signed())) }
     }
 
-    /// Defines a tile of up to eight rows as one block.
+    /// Defines a tile of up to eight rows as one block of some vectors.
     macro_rules! whole {
-        ($name:ident, $block:ident, $features:literal, $factor:ty) => {
+        ($name:ident, $block:ident, $vectors:literal, $features:literal, $factor:ty) => {
             /// # Safety
             /// As the block's, with `rows` rows.
             #[target_feature(enable = $features)]
@@ -286,22 +306,24 @@ mod x86 {
                 // SAFETY: the caller vouches for the pointers.
                 unsafe {
                     match rows {
-                        1 => $block::<1, 3>(x, stride, panel, k, place),
-                        2 => $block::<2, 3>(x, stride, panel, k, place),
-                        3 => $block::<3, 3>(x, stride, panel, k, place),
-                        4 => $block::<4, 3>(x, stride, panel, k, place),
-                        5 => $block::<5, 3>(x, stride, panel, k, place),
-                        6 => $block::<6, 3>(x, stride, panel, k, place),
-                        7 => $block::<7, 3>(x, stride, panel, k, place),
-                        _ => $block::<8, 3>(x, stride, panel, k, place),
+                        1 => $block::<1, $vectors>(x, stride, panel, k, place),
+                        2 => $block::<2, $vectors>(x, stride, panel, k, place),
+                        3 => $block::<3, $vectors>(x, stride, panel, k, place),
+                        4 => $block::<4, $vectors>(x, stride, panel, k, place),
+                        5 => $block::<5, $vectors>(x, stride, panel, k, place),
+                        6 => $block::<6, $vectors>(x, stride, panel, k, place),
+                        7 => $block::<7, $vectors>(x, stride, panel, k, place),
+                        _ => $block::<8, $vectors>(x, stride, panel, k, place),
                     }
                 }
             }
         };
     }
 
-    whole!(avx512, block512, "avx512f", f32);
-    whole!(dot, block_dot, "avx512f,avx512bf16", u32);
+    whole!(avx512, block512, 3, "avx512f", f32);
+    whole!(avx512_two_thirds, block512, 2, "avx512f", f32);
+    whole!(avx512_third, block512, 1, "avx512f", f32);
+    whole!(dot, block_dot, 3, "avx512f,avx512bf16", u32);
 
     /// Sixteen registers hold 4 x 2 sums, so a tile is several blocks.
     ///
@@ -311,12 +333,12 @@ mod x86 {
     pub unsafe fn avx2(
         x: *const f32,
         stride: usize,
-        rows: usize,
+        (rows, columns): (usize, usize),
         (panel, k): (*const f32, usize),
         tile: &mut Tile,
     ) {
         for row in (0..rows).step_by(4) {
-            for column in (0..COLUMNS).step_by(16) {
+            for column in (0..columns.min(COLUMNS)).step_by(16) {
                 let place = Place { tile, row, column };
                 // SAFETY: the caller vouches for the pointers.
                 unsafe {
@@ -364,6 +386,13 @@ mod tests {
                     let mut found = [[9.0; COLUMNS]; ROWS];
                     kernel.run(&x, stride, rows, &panel, &mut found);
                     assert_eq!(found, expected, "{kernel:?}, {rows} rows, k {k}");
+                    for columns in [1, 15, 16, 17, 32, 33, 47] {
+                        let mut found = [[9.0; COLUMNS]; ROWS];
+                        kernel.run_first(&x, stride, (rows, columns), &panel, &mut found);
+                        for (found, expected) in found.iter().zip(&expected) {
+                            assert_eq!(found[..columns], expected[..columns], "{columns} columns");
+                        }
+                    }
                 }
             }
         }

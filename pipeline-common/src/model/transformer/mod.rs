@@ -29,8 +29,7 @@ pub use config::Config;
 use config::{Embed, Head};
 
 /// Where base models lie in checkpoints of classes that put them below something else.
-const BASES: [&str; 4] =
-    ["language_model.model", "model.language_model", "language_model", "model.text_model"];
+const BASES: [&str; 2] = ["language_model.model", "model.language_model"];
 
 /// A network, loaded as deep as its hooks need.
 pub struct Transformer {

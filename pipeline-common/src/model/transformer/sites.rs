@@ -44,7 +44,7 @@ fn embedding(c: &Config) -> Vec<Site> {
             (Some(_), _) => "token embedding, scaled: start of the residual stream",
             _ => start,
         };
-        return vec![Site::new(Point::Embed, table, "hook_embed", what)];
+        return vec![Site::new(Point::Embed, table, "hook_embed", what).also(["embed"])];
     };
     let mut sites = vec![Site::new(Point::WordEmbed, table, "hook_embed", "token embedding")];
     if let Some(positions) = names.positions {
@@ -57,7 +57,7 @@ fn embedding(c: &Config) -> Vec<Site> {
         None => "sum of the embeddings: start of the residual stream",
     };
     let whole = Site::new(Point::Embed, format!("@{embedded}"), "hook_full_embed", what);
-    sites.push(whole.also(norm));
+    sites.push(whole.also(norm).also(["embed"]));
     sites
 }
 
@@ -215,6 +215,7 @@ fn ending(c: &Config) -> Vec<Site> {
     let what = "normalised residual stream after the last block";
     let path = format!("@{}", c.names.norm);
     let norm = Site::new(Point::FinalNorm, path, "ln_final.hook_normalized", what);
+    let norm = norm.also(["final_norm"]);
     let Some(head) = c.head else { return vec![norm] };
     // Whatever the checkpoint calls it, today's class calls it so.
     let mut modules = vec![c.names.head, "lm_head"];

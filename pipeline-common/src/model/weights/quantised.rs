@@ -150,7 +150,7 @@ fn gptq(
     let per_word = (32 / bits) as usize;
     let group = group.min(input);
     let groups = input.div_ceil(group);
-    let q = w.words("qweight", &[input / per_word, output])?;
+    let q = w.words("qweight", &[input.div_ceil(per_word), output])?;
     let zeros = w.words("qzeros", &[groups, output.div_ceil(per_word)])?;
     let scales = w.floats("scales", &[groups, output])?;
     let group_of: Vec<usize> = match w.contains("g_idx") {
@@ -206,7 +206,7 @@ const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 fn awq(w: &Weights, (input, output): (usize, usize), group: usize) -> Result<Vec<f32>, ModelError> {
     let group = group.min(input);
-    let (groups, words) = (input.div_ceil(group), output / 8);
+    let (groups, words) = (input.div_ceil(group), output.div_ceil(8));
     let q = w.words("qweight", &[input, words])?;
     let zeros = w.words("qzeros", &[groups, words])?;
     let scales = w.floats("scales", &[groups, output])?;
