@@ -91,7 +91,7 @@ impl Elementwise<1> for JumpRelu {
     }
 
     /// The window's lower end, and a little less: its rounding is another than that of
-    /// [`Self::in_window`].
+    /// `in_window`.
     fn silent(&self, params: &Parameters, l: usize) -> f32 {
         let threshold = params.threshold[l];
         threshold - 0.5 * self.bandwidth - 1e-6 * (threshold + self.bandwidth)
