@@ -224,7 +224,7 @@ pub(super) mod testing {
         });
         let own = match model_type {
             "gpt_neox" => serde_json::json!({ "rotary_pct": 0.5 }),
-            "gemma2" => serde_json::json!({ "sliding_window": 16 }),
+            "gemma2" | "gemma3_text" => serde_json::json!({ "sliding_window": 16 }),
             "mixtral" => serde_json::json!({ "num_local_experts": 4, "num_experts_per_tok": 2 }),
             "qwen2_moe" | "qwen3_moe" => serde_json::json!({
                 "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,

@@ -211,7 +211,8 @@ fn check(path: &Path, t: &Tokens) -> Result<(), ShardError> {
     Ok(())
 }
 
-fn column<T: bytemuck::AnyBitPattern>(
+/// A tensor of one dimension.
+pub(crate) fn column<T: bytemuck::AnyBitPattern>(
     path: &Path,
     file: &SafeTensors<'_>,
     name: &str,

@@ -12,13 +12,16 @@
 //! * `report.html`: one page that needs no network
 
 pub mod best;
+pub mod data;
 pub mod detail;
 mod input;
 mod output;
+pub mod record;
 pub mod report;
 mod stage;
 pub mod tally;
 
 pub use best::Best;
+pub use data::TopData;
 pub use stage::TopSentences;
 pub use tally::{Aggregation, Tally};
