@@ -113,6 +113,22 @@ fn every_family_has_a_table_of_its_hooks() {
 }
 
 #[test]
+fn points_are_aligned_and_a_missing_one_has_its_reason() {
+    for (name, missing) in
+        [("bert", None), ("gpt_neox", Some("resid_mid")), ("mixtral", Some("mlp_act"))]
+    {
+        let output = discover(&golden(name).join("model"), &[]);
+        let table = text(&output.stdout).to_owned();
+        let points = table.split("\n\n").nth(1).unwrap().lines();
+        // Of each line, where its last column begins.
+        let ends: Vec<usize> = points.clone().map(|line| line.rfind("  ").unwrap()).collect();
+        assert!(ends.windows(2).all(|w| w[0] == w[1]), "{name}: {table}");
+        let none = points.clone().find(|line| line.contains("  none: "));
+        assert_eq!(none.map(|line| line.split(' ').next().unwrap()), missing, "{table}");
+    }
+}
+
+#[test]
 fn several_hooks_cost_their_sum_and_the_deepest() {
     let one = object("llama_tied_rope3", &["--layers", "2", "--hook", "mlp_act"]);
     let two = object("llama_tied_rope3", &["--layers", "0,2", "--hook", "mlp_act"]);

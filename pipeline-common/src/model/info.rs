@@ -105,7 +105,7 @@ impl ModelInfo {
     }
 
     /// Why the family has no such point, where its architecture is the reason.
-    pub(super) fn absence(&self, point: Point) -> Option<&'static str> {
+    pub fn absence(&self, point: Point) -> Option<&'static str> {
         match (&self.network, point) {
             (Description::Transformer(c), Point::ResidMid) if c.residual.parallel => Some(
                 "attention and feed-forward block work side by side on resid_pre, and what both \

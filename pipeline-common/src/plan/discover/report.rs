@@ -6,10 +6,13 @@ use serde_json::{Value, json};
 
 use super::{Plan, estimate::NUMBER};
 use crate::{
-    model::{Hook, ModelInfo, flops_per_token},
+    model::{Hook, ModelInfo, Point, flops_per_token},
     plan::hours,
     stage::progress::{bytes, thousands},
 };
+
+/// Narrowest column of points' names.
+const MIN_POINT: usize = 12;
 
 /// One JSON object: the model, every hook, the estimate.
 pub(super) fn json(plan: &Plan) -> String {
@@ -91,16 +94,21 @@ fn model(plan: &Plan) -> String {
     rows.iter().map(|(key, value)| format!("{key:14}{value}\n")).collect()
 }
 
-/// What each point is, once.
+/// What each point is, once, and why some are missing.
 fn points(info: &ModelInfo) -> String {
-    let mut out = format!("{:12} {:>7} {:>8}  what\n", "point", "width", "B/token");
+    let name = |point: Point| json!(point).as_str().unwrap_or_default().to_owned();
+    let longest = info.sites().iter().map(|site| name(site.point).len()).max().unwrap_or(0);
+    let column = longest.max(MIN_POINT);
+    let mut out = format!("{:column$} {:>7} {:>8}  what\n", "point", "width", "B/token");
     for site in info.sites() {
-        let layer = site.path.contains("{}").then_some(0);
-        let hook = Hook { layer, point: site.point };
-        let width = hook.width(info);
-        let point = json!(site.point);
-        let point = point.as_str().unwrap_or_default();
-        let _ = writeln!(out, "{point:12} {width:>7} {:>8}  {}", width as u64 * NUMBER, site.what);
+        let layer = site.per_layer().then_some(0);
+        let width = Hook { layer, point: site.point }.width(info);
+        let (point, stored) = (name(site.point), width as u64 * NUMBER);
+        let _ = writeln!(out, "{point:column$} {width:>7} {stored:>8}  {}", site.what);
+    }
+    let missing = Point::ALIASES.iter().filter_map(|(_, p)| Some((p, info.absence(*p)?)));
+    for (point, why) in missing {
+        let _ = writeln!(out, "{:column$} {:>7} {:>8}  none: {why}", name(*point), "-", "-");
     }
     out
 }
