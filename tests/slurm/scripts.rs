@@ -154,3 +154,16 @@ fn a_job_that_cannot_find_the_repository_says_so() {
     let log = cluster.logs();
     assert!(log.contains("set PIPELINE_HOME"), "{log}");
 }
+
+#[test]
+fn a_pipeline_with_a_sweep_leaves_the_choice_of_what_to_read() {
+    let Some(cluster) = Cluster::start() else { return };
+    let mut command = cluster.command(script("submit_pipeline.sh"));
+    let output = cluster.run(command.envs([("SWEEP", "sweep.yaml"), ("SAE_RUN_ID", "s")]));
+    assert!(output.contains("SAE_RUN_ID=s-NAME sbatch slurm/submit_top_sentences.sh"), "{output}");
+    assert!(told(&output, "result").ends_with("/sweeps/s"), "{output}");
+    cluster.wait(told(&output, "train_sae"), "JobState", "COMPLETED");
+    let calls = cluster.work.calls();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert!(calls[2].starts_with("02_train_sae"), "{calls:?}");
+}

@@ -99,3 +99,26 @@ fn a_preempted_array_on_a_node_that_dies_ends_with_the_same_bytes() {
     }
     Contents::read(&work.store()).assert_same(&expected, "after pre-emption and a lost node");
 }
+
+#[test]
+fn each_element_of_an_array_trains_its_entry_of_a_sweep() {
+    let Some(cluster) = Cluster::start() else { return };
+    let work = Workload::new(150);
+    work.succeed(SAVE, &[]);
+    fs_err::write(work.path("sweep.yaml"), "[{name: few, top_k: 4}, {name: more, top_k: 8}]")
+        .unwrap();
+    let mut settings = work.settings();
+    settings.retain(|(name, _)| *name != "TOP_K");
+    let mut array = cluster.command("sbatch");
+    array.args(["--parsable", "--wait", "--array=0-1"]).arg(script("submit_train_sae.sh"));
+    array.envs(settings).env("SWEEP", work.path("sweep.yaml"));
+    cluster.run(array.env("PIPELINE_BIN", binaries()));
+    let json = fs_err::read(work.store().join("sweeps/training/sweep.json")).unwrap();
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&json).unwrap();
+    for (row, (entry, k)) in rows.iter().zip([("few", "4"), ("more", "8")]) {
+        assert_eq!((&row["entry"], &row["settings"]["top_k"]), (&entry.into(), &k.into()));
+        assert_eq!(row["state"], "done", "{}", cluster.logs());
+        assert!(work.run(&format!("training-{entry}")).join("sae_weights.safetensors").is_file());
+    }
+    assert_eq!(rows.len(), 2);
+}
