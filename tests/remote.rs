@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::workload::{Contents, PREPARE, Random, SAVE, TOP, TRAIN, VERIFY, Workload};
+use super::workload::{Contents, EVALUATE, PREPARE, Random, SAVE, TOP, TRAIN, VERIFY, Workload};
 
 /// What is no object: locks, and the hidden files of puts into a directory that were killed.
 const LOCAL: &[&str] = &[".lock", "#1", "#2"];

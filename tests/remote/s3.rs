@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use rustix::process::Signal;
 
 use super::{
-    LOCAL, SAVE, TOP, TRAIN, Workload, exit,
+    EVALUATE, LOCAL, SAVE, TOP, TRAIN, Workload, exit,
     faults::{Fault, Faulty},
     server::{BUCKET, S3},
     torment, undisturbed,
@@ -113,7 +113,7 @@ fn a_store_that_is_a_bucket_serves_all_stages_on_nodes_without_memory() {
     let begin = Instant::now();
     work.succeed(SAVE, &[]);
     let span = begin.elapsed();
-    let expected = undisturbed(&work, &[SAVE, TRAIN, TOP]);
+    let expected = undisturbed(&work, &[SAVE, TRAIN, TOP, EVALUATE]);
     let faulty = Faulty::start(&server.address, nothing);
     let credentials = credentials(&faulty.address);
     let (store, scratch) = (bucket("store"), work.path("scratch"));
@@ -137,6 +137,8 @@ fn a_store_that_is_a_bucket_serves_all_stages_on_nodes_without_memory() {
     assert!(said.contains("going on at step"), "{said}");
     wipe(&scratch);
     work.succeed(TOP, &variables);
+    wipe(&scratch);
+    work.succeed(EVALUATE, &variables);
     let found = server.contents("store").without_differing();
     found.assert_same(&expected, "in the bucket");
     let events = server.keys("store").into_iter().filter(|name| name.contains("tfevents")).count();
