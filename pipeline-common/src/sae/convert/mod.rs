@@ -17,7 +17,7 @@ use clap::{Args, Parser};
 
 use super::{
     Sae,
-    formats::{self, Expected, Format, Loaded, Target},
+    formats::{self, Expected, Loaded, Target},
 };
 use crate::{
     capture::CaptureMeta,
@@ -62,18 +62,14 @@ struct ConvertArgs {
     /// The SAE's directory or file
     #[arg(long, env, value_name = "PATH")]
     sae_from: PathBuf,
-    /// Its format [default: what the files are]
-    #[arg(long, env, value_name = "FORMAT")]
-    sae_from_format: Option<Format>,
+    #[command(flatten)]
+    expected: Expected,
     /// The directory to write
     #[arg(long, env, value_name = "DIR")]
     sae_to: PathBuf,
     /// The format to write
     #[arg(long, env, value_name = "FORMAT", default_value = "saelens")]
     sae_format: Target,
-    /// Active latents a row, for files that do not hold it (SAINT)
-    #[arg(long, env, value_name = "K")]
-    top_k: Option<usize>,
     /// Which of the hooks of RUN_ID's capture to compare on, where it has several
     #[arg(long, env, value_name = "NAME")]
     hook: Option<String>,
@@ -130,9 +126,7 @@ impl ConvertSae {
             let what = format!("SAE_FROM names `{}`, which does not exist", from.display());
             return Err(Failure::usage(what).hint("name a directory or file that holds an SAE"));
         }
-        let Self { convert, .. } = self;
-        let expected = Expected { format: convert.sae_from_format, top_k: convert.top_k };
-        Ok(formats::read(from, expected)?)
+        Ok(formats::read(from, self.convert.expected)?)
     }
 
     /// Rows to compare on, `[n, d_in]`, and where they are from.

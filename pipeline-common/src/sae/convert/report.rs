@@ -17,7 +17,7 @@ pub fn describe(loaded: &Loaded, target: Target) -> String {
     let mut text = format!(
         "from        {}\nto          {}\nSAE         {activation}, d_in {}, d_sae {}\n",
         loaded.format,
-        super::Format::from(target),
+        super::formats::Format::from(target),
         p.d_in,
         p.d_sae
     );

@@ -138,8 +138,7 @@ impl EvaluateArgs {
             let what = format!("SAE_PATH names `{}`, which does not exist", path.display());
             return Err(Failure::usage(what).hint("name a directory or file that holds an SAE"));
         }
-        let expected = Expected { format: self.sae_from_format, top_k: self.top_k };
-        let loaded = formats::read(path, expected)?;
+        let loaded = formats::read(path, self.expected)?;
         Ok(Source { name: format!("`{}`", path.display()), loaded, training: None })
     }
 }

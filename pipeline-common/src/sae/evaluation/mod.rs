@@ -25,7 +25,7 @@ use self::{
     report::{Report, Subject},
     splice::{Predictions, Splice, SpliceArgs},
 };
-use super::{evaluate::reconstruct, formats::Format, settings::values::fraction};
+use super::{evaluate::reconstruct, formats::Expected, settings::values::fraction};
 use crate::{
     kernels::columns::column_sums,
     remote::ReaderArgs,
@@ -79,12 +79,8 @@ struct EvaluateArgs {
     /// The directory or file of another SAE, in place of a training run
     #[arg(long, env, value_name = "PATH")]
     sae_path: Option<PathBuf>,
-    /// The format of SAE_PATH [default: what the files are]
-    #[arg(long, env, value_name = "FORMAT")]
-    sae_from_format: Option<Format>,
-    /// Active latents a row, for files of SAE_PATH that do not hold it (SAINT)
-    #[arg(long, env, value_name = "K")]
-    top_k: Option<usize>,
+    #[command(flatten)]
+    expected: Expected,
     /// Which of the capture's hooks to encode [default: the one it was trained on, or the only one]
     #[arg(long, env, value_name = "NAME")]
     hook: Option<String>,

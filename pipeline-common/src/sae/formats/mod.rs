@@ -28,7 +28,7 @@ mod torch;
 
 use std::path::Path;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use self::saelens::About;
 use super::{Sae, SaeError};
@@ -83,11 +83,13 @@ impl std::fmt::Display for Format {
 }
 
 /// What a caller knows about a file.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Expected {
-    /// Its format; looked for where it is not given.
+    /// Format of the SAE's files [default: what they are]
+    #[arg(long = "sae-from-format", env = "SAE_FROM_FORMAT", value_name = "FORMAT")]
     pub format: Option<Format>,
-    /// k, which SAINT's files do not hold; others must agree with it.
+    /// Active latents a row, for files that do not hold it (SAINT); others must agree
+    #[arg(long, env, value_name = "K")]
     pub top_k: Option<usize>,
 }
 
