@@ -37,7 +37,7 @@ fn top_k(name: &str) -> Option<usize> {
 }
 
 fn load(path: &Path, top_k: Option<usize>) -> Loaded {
-    formats::read(path, Expected { format: None, top_k }).unwrap()
+    formats::read(path, Expected { sae_from_format: None, top_k }).unwrap()
 }
 
 /// One of the tensors beside an SAE: x, latents, or reconstruction.

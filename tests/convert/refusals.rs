@@ -147,11 +147,11 @@ fn files_that_do_not_say_enough() {
     let saint = source("saint");
     let without_k = refusal(&saint, Expected::default());
     contains(&without_k, &["sae.pt", "k is not in the file", "hint: set TOP_K"]);
-    let other_k = Expected { format: None, top_k: Some(5) };
+    let other_k = Expected { sae_from_format: None, top_k: Some(5) };
     contains(&refusal(&golden("sparsify_topk"), other_k), &["`k` is 3, expected 5, which TOP_K"]);
-    contains(&refusal(&saint, Expected { format: None, top_k: Some(11) }), &["`k` is 11"]);
+    contains(&refusal(&saint, Expected { sae_from_format: None, top_k: Some(11) }), &["`k` is 11"]);
     contains(&refusal(&source("before_1_6"), Expected::default()), &["before 1.6", "torch.save"]);
-    let foreign = Expected { format: Some(formats::Format::OpenAi), top_k: None };
+    let foreign = Expected { sae_from_format: Some(formats::Format::OpenAi), top_k: None };
     contains(&refusal(&saint, foreign), &["`latent_bias` is missing", "encoder.bias"]);
     let empty = tempfile::tempdir().unwrap();
     contains(&refusal(empty.path(), Expected::default()), &["format is none", "params.npz"]);
@@ -246,7 +246,7 @@ fn truncated_files_are_refused_at_any_length() {
         let path = dir.path().join(from.file_name().unwrap());
         for length in (0..bytes.len()).step_by(13).chain([bytes.len() - 1]) {
             fs_err::write(&path, &bytes[..length]).unwrap();
-            refusal(&path, Expected { format: None, top_k: Some(3) });
+            refusal(&path, Expected { sae_from_format: None, top_k: Some(3) });
         }
     }
 }
@@ -258,7 +258,7 @@ fn flipped_bits_never_change_a_result_silently() {
     for name in ["gemma_scope", "gemma_scope_compressed", "saint", "openai_topk"] {
         let from = source(name);
         let bytes = fs_err::read(&from).unwrap();
-        let expected = Expected { format: None, top_k: super::top_k(name) };
+        let expected = Expected { sae_from_format: None, top_k: super::top_k(name) };
         let sae = formats::read(&from, expected).unwrap().sae;
         let path = dir.path().join(from.file_name().unwrap());
         for at in (0..bytes.len()).step_by(7) {

@@ -91,7 +91,7 @@ impl Stage for ConvertSae {
         let mut notes = source.notes.clone();
         let target = self.convert.sae_format;
         notes.extend(formats::write(work.path(), target, &source.sae, &source.about)?);
-        let expected = Expected { format: Some(target.into()), top_k: None };
+        let expected = Expected { sae_from_format: Some(target.into()), top_k: None };
         let written = formats::read(work.path(), expected)?;
         context.leave_if_asked("nothing was written")?;
         let found = compare::compare(&source.sae, &written.sae, &rows);

@@ -127,7 +127,7 @@ impl EvaluateArgs {
         }
         let (run_id, dir) = reader.find(self.sae_run_id.as_deref(), Pointer::Training)?;
         let meta = TrainingMeta::read_complete(&dir)?;
-        let expected = Expected { format: Some(Format::SaeLens), top_k: None };
+        let expected = Expected { sae_from_format: Some(Format::SaeLens), top_k: None };
         let loaded = formats::read(&dir, expected)?;
         let name = format!("training `{run_id}`");
         Ok(Source { name, loaded, training: Some(Training { meta, dir }) })

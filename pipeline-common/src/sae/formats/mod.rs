@@ -86,8 +86,8 @@ impl std::fmt::Display for Format {
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Expected {
     /// Format of the SAE's files [default: what they are]
-    #[arg(long = "sae-from-format", env = "SAE_FROM_FORMAT", value_name = "FORMAT")]
-    pub format: Option<Format>,
+    #[arg(long, env, value_name = "FORMAT")]
+    pub sae_from_format: Option<Format>,
     /// Active latents a row, for files that do not hold it (SAINT); others must agree
     #[arg(long, env, value_name = "K")]
     pub top_k: Option<usize>,
@@ -112,7 +112,7 @@ pub struct Loaded {
 /// [`SaeError`] naming file and field or tensor: what is missing, foreign, of a wrong shape or type,
 /// or would change what the SAE computes and is not supported.
 pub fn read(path: &Path, expected: Expected) -> Result<Loaded, SaeError> {
-    let format = match expected.format {
+    let format = match expected.sae_from_format {
         Some(format) => format,
         None => detect(path)?,
     };

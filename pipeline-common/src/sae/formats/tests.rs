@@ -226,7 +226,7 @@ proptest! {
             }
         });
         for format in [Format::OpenAi, Format::Saint, Format::DictionaryLearning] {
-            let expected = Expected { format: Some(format), top_k: Some(3) };
+            let expected = Expected { sae_from_format: Some(format), top_k: Some(3) };
             if let Ok(loaded) = read(&path, expected) {
                 loaded.sae.encode(&vec![1.0; loaded.sae.params.d_in]);
             }

@@ -28,7 +28,7 @@ const FLAT: [(&str, &[&str]); 8] = [
 /// # Errors
 /// As [`read`].
 pub fn load(dir: &Path) -> Result<Sae, SaeError> {
-    let expected = Expected { format: Some(Format::SaeLens), top_k: None };
+    let expected = Expected { sae_from_format: Some(Format::SaeLens), top_k: None };
     Ok(crate::sae::formats::read(dir, expected)?.sae)
 }
 
