@@ -118,7 +118,7 @@ fn points_are_aligned_and_a_missing_one_has_its_reason() {
         [("bert", None), ("gpt_neox", Some("resid_mid")), ("mixtral", Some("mlp_act"))]
     {
         let output = discover(&golden(name).join("model"), &[]);
-        let table = text(&output.stdout).to_owned();
+        let table = text(&output.stdout);
         let points = table.split("\n\n").nth(1).unwrap().lines();
         // Of each line, where its last column begins.
         let ends: Vec<usize> = points.clone().map(|line| line.rfind("  ").unwrap()).collect();

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::{
     elementary::{exp, sum},
-    host::{Output, tensor, view},
+    host::{self, Output, tensor, view},
     panels::tile::{COLUMNS, Kernel, ROWS, Tile},
     vector::{max, simd},
 };
@@ -189,41 +189,50 @@ fn fast(inputs: &Inputs, spans: &[Span], out: &Output<'_>) {
             })
         })
         .collect();
-    tasks.par_iter().for_each_init(Scratch::default, |scratch, task| {
-        block(inputs, task, scratch, out);
-    });
+    tasks.par_iter().for_each(|task| block(inputs, task, out));
 }
 
 /// The keys and values of a block in panels, and the scores of one tile of queries.
-#[derive(Default)]
-struct Scratch {
+struct Scratch<'a> {
     /// [keys / COLUMNS rounded up, d, COLUMNS].
-    k: Vec<f32>,
+    k: &'a mut [f32],
     /// [d / COLUMNS rounded up, keys, COLUMNS].
-    v: Vec<f32>,
+    v: &'a mut [f32],
     /// [ROWS, keys rounded up].
-    scores: Vec<f32>,
+    scores: &'a mut [f32],
+}
+
+/// Lends `task` room for `n` keys of width `d`.
+fn with_scratch(n: usize, d: usize, task: impl FnOnce(Scratch<'_>)) {
+    let wide = n.next_multiple_of(COLUMNS);
+    let (k, v) = (wide * d, n * d.next_multiple_of(COLUMNS));
+    host::with_scratch(k + v + ROWS * wide, |numbers| {
+        let (k, rest) = numbers.split_at_mut(k);
+        let (v, scores) = rest.split_at_mut(v);
+        task(Scratch { k, v, scores });
+    });
 }
 
 /// One task: its keys and values laid out once, then tile by tile.
-fn block(inputs: &Inputs, task: &Task, scratch: &mut Scratch, out: &Output<'_>) {
+fn block(inputs: &Inputs, task: &Task, out: &Output<'_>) {
     let Heads { heads, kv_heads, d } = inputs.heads;
     let (n, sees) = (task.keys.len(), inputs.scoring.sees);
     let last = task.place + task.queries.len() - 1;
     let seen = sees.keys(task.place, n).start..sees.keys(last, n).end;
     let stride = kv_heads * d;
     let at = (task.keys.start + seen.start) * stride + task.kv_head * d;
-    keys_in_panels(&inputs.k[at..], (seen.len(), d, stride), &mut scratch.k);
-    values_in_panels(&inputs.v[at..], (seen.len(), d, stride), &mut scratch.v);
-    scratch.scores.resize(ROWS * seen.len().next_multiple_of(COLUMNS), 0.0);
     let group = heads / kv_heads;
-    for head in task.kv_head * group..(task.kv_head + 1) * group {
-        for begin in task.queries.clone().step_by(ROWS) {
-            let rows = begin..task.queries.end.min(begin + ROWS);
-            let place = task.place + begin - task.queries.start;
-            tile(inputs, (rows, place, head), (n, &seen), scratch, out);
+    with_scratch(seen.len(), d, |mut scratch| {
+        keys_in_panels(&inputs.k[at..], (d, stride), scratch.k);
+        values_in_panels(&inputs.v[at..], (seen.len(), d, stride), scratch.v);
+        for head in task.kv_head * group..(task.kv_head + 1) * group {
+            for begin in task.queries.clone().step_by(ROWS) {
+                let rows = begin..task.queries.end.min(begin + ROWS);
+                let place = task.place + begin - task.queries.start;
+                tile(inputs, (rows, place, head), (n, &seen), &mut scratch, out);
+            }
         }
-    }
+    });
 }
 
 /// Scores, softmax and mix of values of a few queries of one head; `seen` are the keys laid out of
@@ -232,7 +241,7 @@ fn tile(
     inputs: &Inputs,
     (rows, place, head): (Range<usize>, usize, usize),
     (n, seen): (usize, &Range<usize>),
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     out: &Output<'_>,
 ) {
     let (Heads { heads, d, .. }, scoring) = (inputs.heads, inputs.scoring);
@@ -249,7 +258,7 @@ fn tile(
         let (columns, keys) = (all.end - panel * COLUMNS, &k[panel * d * COLUMNS..]);
         kernel.run_first(q, q_row, (rows.len(), columns), &keys[..d * COLUMNS], &mut sums);
         for (row, sums) in scores.chunks_exact_mut(stride).zip(&sums[..rows.len()]) {
-            row[panel * COLUMNS..][..COLUMNS].copy_from_slice(sums);
+            row.as_chunks_mut().0[panel] = *sums;
         }
     }
     for (i, row) in scores.chunks_exact_mut(stride).enumerate().take(rows.len()) {
@@ -312,8 +321,7 @@ fn softmax(row: &mut [f32], scale: f32) {
 }
 
 /// Keys [n, d], `stride` apart, as columns of panels; columns behind the last are never read.
-fn keys_in_panels(k: &[f32], (n, d, stride): (usize, usize, usize), out: &mut Vec<f32>) {
-    out.resize(n.div_ceil(COLUMNS) * d * COLUMNS, 0.0);
+fn keys_in_panels(k: &[f32], (d, stride): (usize, usize), out: &mut [f32]) {
     for (panel, keys) in out.chunks_exact_mut(d * COLUMNS).zip(k.chunks(COLUMNS * stride)) {
         let columns = keys.len().div_ceil(stride).min(COLUMNS);
         for (c, key) in keys.chunks(stride).enumerate().take(columns) {
@@ -323,8 +331,7 @@ fn keys_in_panels(k: &[f32], (n, d, stride): (usize, usize, usize), out: &mut Ve
 }
 
 /// Values [n, d], `stride` apart, as rows of panels.
-fn values_in_panels(v: &[f32], (n, d, stride): (usize, usize, usize), out: &mut Vec<f32>) {
-    out.resize(d.div_ceil(COLUMNS) * n * COLUMNS, 0.0);
+fn values_in_panels(v: &[f32], (n, d, stride): (usize, usize, usize), out: &mut [f32]) {
     for (i, panel) in out.chunks_exact_mut(n * COLUMNS).enumerate() {
         let columns = i * COLUMNS..d.min((i + 1) * COLUMNS);
         for (row, value) in panel.chunks_exact_mut(COLUMNS).zip(v.chunks(stride)) {

@@ -1,12 +1,15 @@
 //! The numbers of candle tensors, where a plain loop can reach them.
 
 use std::{
+    cell::Cell,
     marker::PhantomData,
     ops::{Deref, Range},
 };
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
+
+use super::panels::tile::COLUMNS;
 
 /// The numbers of a contiguous f32 tensor in main memory.
 pub(crate) struct View<'a> {
@@ -82,6 +85,29 @@ pub(super) fn by_chunks(
     out
 }
 
+/// Most numbers of scratch that a thread keeps: 16 MiB.
+const KEPT: usize = 4 << 20;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Gives a task `len` numbers, whatever they are.
+///
+/// A thread keeps them for its next task: to clear fresh ones each time takes a hundredth of a forward
+/// pass.
+pub(super) fn with_scratch<R>(len: usize, task: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = task(&mut scratch[..len]);
+    if scratch.len() <= KEPT {
+        SCRATCH.set(scratch);
+    }
+    result
+}
+
 /// Numbers that several tasks write at once, each its own part.
 pub(super) struct Output<'a> {
     data: *mut f32,
@@ -123,10 +149,16 @@ impl<'a> Output<'a> {
     /// If it does not lie inside.
     pub fn write(&self, offset: usize, part: &[f32]) {
         assert!(offset + part.len() <= self.len, "part of an output");
-        #[expect(unsafe_code, reason = "see above")]
-        // SAFETY: the part lies inside the vector, and no other task writes or reads it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(part.as_ptr(), self.at(offset), part.len());
+        // A length that is known is copied in place, any other by a call.
+        match part.as_array::<COLUMNS>() {
+            #[expect(unsafe_code, reason = "see above")]
+            // SAFETY: the part lies inside the vector, and no other task writes or reads it.
+            Some(part) => unsafe { self.at(offset).cast::<[f32; COLUMNS]>().write(*part) },
+            #[expect(unsafe_code, reason = "see above")]
+            // SAFETY: as above.
+            None => unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), self.at(offset), part.len());
+            },
         }
     }
 

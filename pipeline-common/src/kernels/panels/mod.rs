@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use self::tile::{COLUMNS, Kernel, ROWS, Tile};
 use super::{
     activation::Activation,
-    host::{Output, View, by_chunks, tensor, view},
+    host::{Output, View, by_chunks, tensor, view, with_scratch},
     product::Write,
     vector::simd,
 };
@@ -226,7 +226,7 @@ impl Panels {
         (out, write): (&Output<'_>, Write),
         finish: impl Fn(&mut [f32; COLUMNS], usize, &Range<usize>) + Sync,
     ) {
-        let block = |widened: &mut Vec<f32>, rows: Range<usize>, panel| {
+        let block = |widened: &mut [f32], rows: Range<usize>, panel| {
             let source = input.panel(panel, widened);
             let columns = panel * width..n.min((panel + 1) * width);
             let mut tile = [[0.0; COLUMNS]; ROWS];
@@ -245,8 +245,10 @@ impl Panels {
         };
         // Every row of every panel, once (tested).
         let tasks = tasks(rows, self.k, n.div_ceil(width)).into_par_iter();
-        tasks.for_each_init(Vec::new, |widened, (rows, panels)| {
-            panels.for_each(|panel| block(widened, rows.clone(), panel));
+        tasks.for_each(|(rows, panels)| {
+            with_scratch(input.widened(), |widened| {
+                panels.for_each(|panel| block(widened, rows.clone(), panel));
+            });
         });
     }
 }
@@ -293,8 +295,18 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// Numbers of a panel that is widened.
+    fn widened(&self) -> usize {
+        match self {
+            Self::F32 { panels: Panels { k, data: Data::Bf16(_), .. }, .. } => {
+                k.next_multiple_of(2) * COLUMNS
+            }
+            _ => 0,
+        }
+    }
+
     /// `widened` is scratch for a bf16 panel in f32.
-    fn panel(&'a self, panel: usize, widened: &'a mut Vec<f32>) -> Source<'a> {
+    fn panel(&'a self, panel: usize, widened: &'a mut [f32]) -> Source<'a> {
         match self {
             Self::F32 { x, panels } => {
                 let stride = panels.k;
@@ -370,8 +382,7 @@ fn pair_up(numbers: &[f32], pairs: &mut [[bf16; 2]; STRIP]) {
 }
 
 /// Pairs [k / 2, COLUMNS] as f32 [k, COLUMNS].
-fn widen(pairs: &[[bf16; 2]], out: &mut Vec<f32>) {
-    out.resize(2 * pairs.len(), 0.0);
+fn widen(pairs: &[[bf16; 2]], out: &mut [f32]) {
     simd(
         #[inline(always)]
         || {

@@ -1,18 +1,16 @@
 //! The plan as a table and as JSON.
 
-use std::fmt::Write;
-
 use serde_json::{Value, json};
 
 use super::{Plan, estimate::NUMBER};
 use crate::{
-    model::{Hook, ModelInfo, Point, flops_per_token},
+    model::{Hook, ModelInfo, Point, Site, flops_per_token},
     plan::hours,
-    stage::progress::{bytes, thousands},
+    stage::{
+        columns::aligned,
+        progress::{bytes, thousands},
+    },
 };
-
-/// Narrowest column of points' names.
-const MIN_POINT: usize = 12;
 
 /// One JSON object: the model, every hook, the estimate.
 pub(super) fn json(plan: &Plan) -> String {
@@ -97,37 +95,33 @@ fn model(plan: &Plan) -> String {
 /// What each point is, once, and why some are missing.
 fn points(info: &ModelInfo) -> String {
     let name = |point: Point| json!(point).as_str().unwrap_or_default().to_owned();
-    let longest = info.sites().iter().map(|site| name(site.point).len()).max().unwrap_or(0);
-    let column = longest.max(MIN_POINT);
-    let mut out = format!("{:column$} {:>7} {:>8}  what\n", "point", "width", "B/token");
-    for site in info.sites() {
+    let site = |site: &Site| {
         let layer = site.per_layer().then_some(0);
         let width = Hook { layer, point: site.point }.width(info);
-        let (point, stored) = (name(site.point), width as u64 * NUMBER);
-        let _ = writeln!(out, "{point:column$} {width:>7} {stored:>8}  {}", site.what);
-    }
-    let missing = Point::ALIASES.iter().filter_map(|(_, p)| Some((p, info.absence(*p)?)));
-    for (point, why) in missing {
-        let _ = writeln!(out, "{:column$} {:>7} {:>8}  none: {why}", name(*point), "-", "-");
-    }
-    out
+        let stored = width as u64 * NUMBER;
+        [name(site.point), width.to_string(), stored.to_string(), site.what.to_owned()]
+    };
+    let missing = |(_, point): &(_, Point)| {
+        let why = format!("none: {}", info.absence(*point)?);
+        Some([name(*point), "-".to_owned(), "-".to_owned(), why])
+    };
+    let absent = Point::ALIASES.iter().filter_map(missing);
+    let rows: Vec<[String; 4]> = info.sites().iter().map(site).chain(absent).collect();
+    let head = ["point", "width", "B/token", "what"].map(str::to_owned);
+    aligned(&head, &rows, |i| i == 0 || i == 3)
 }
 
 /// Every hook with its three names.
 fn names(plan: &Plan) -> String {
     let info = &plan.info;
-    let hooks = Hook::all(info);
-    let named = |h: &Hook| [h.module_path(info), h.transformer_lens(info), h.signature(info)];
-    let rows: Vec<[String; 3]> = hooks.iter().map(named).collect();
-    let widest = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);
-    let (a, b) = (widest(0), widest(1));
-    let mut out = format!("  {:a$}  {:b$}  signature\n", "module path", "TransformerLens");
-    for (hook, [path, lens, signature]) in hooks.iter().zip(&rows) {
-        let middle = hook.layer == Some(info.middle_layer());
-        let mark = if middle { '*' } else { ' ' };
-        let _ = writeln!(out, "{mark} {path:a$}  {lens:b$}  {signature}");
-    }
-    out
+    let named = |hook: &Hook| {
+        let mark = if hook.layer == Some(info.middle_layer()) { '*' } else { ' ' };
+        let path = format!("{mark} {}", hook.module_path(info));
+        [path, hook.transformer_lens(info), hook.signature(info)]
+    };
+    let rows: Vec<[String; 3]> = Hook::all(info).iter().map(named).collect();
+    let head = ["  module path", "TransformerLens", "signature"].map(str::to_owned);
+    aligned(&head, &rows, |_| true)
 }
 
 fn cost(plan: &Plan) -> String {

@@ -121,12 +121,7 @@ impl Stage for ConvertSae {
 
 impl ConvertSae {
     fn read(&self) -> Result<Loaded> {
-        let from = &self.convert.sae_from;
-        if !from.exists() {
-            let what = format!("SAE_FROM names `{}`, which does not exist", from.display());
-            return Err(Failure::usage(what).hint("name a directory or file that holds an SAE"));
-        }
-        Ok(formats::read(from, self.convert.expected)?)
+        self.convert.expected.read_named("SAE_FROM", &self.convert.sae_from)
     }
 
     /// Rows to compare on, `[n, d_in]`, and where they are from.

@@ -6,7 +6,7 @@ use super::compare::{Comparison, Difference};
 use crate::{
     sae::{
         Sae,
-        formats::{Loaded, Target},
+        formats::{Format, Loaded, Target},
     },
     stage::{Failure, Result, progress::thousands},
 };
@@ -17,7 +17,7 @@ pub fn describe(loaded: &Loaded, target: Target) -> String {
     let mut text = format!(
         "from        {}\nto          {}\nSAE         {activation}, d_in {}, d_sae {}\n",
         loaded.format,
-        super::formats::Format::from(target),
+        Format::from(target),
         p.d_in,
         p.d_sae
     );

@@ -134,11 +134,7 @@ impl EvaluateArgs {
     }
 
     fn foreign(&self, path: &Path) -> Result<Source> {
-        if !path.exists() {
-            let what = format!("SAE_PATH names `{}`, which does not exist", path.display());
-            return Err(Failure::usage(what).hint("name a directory or file that holds an SAE"));
-        }
-        let loaded = formats::read(path, self.expected)?;
+        let loaded = self.expected.read_named("SAE_PATH", path)?;
         Ok(Source { name: format!("`{}`", path.display()), loaded, training: None })
     }
 }

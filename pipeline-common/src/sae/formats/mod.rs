@@ -32,6 +32,7 @@ use clap::{Args, ValueEnum};
 
 use self::saelens::About;
 use super::{Sae, SaeError};
+use crate::stage::Failure;
 
 /// A format that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -91,6 +92,20 @@ pub struct Expected {
     /// Active latents a row, for files that do not hold it (SAINT); others must agree
     #[arg(long, env, value_name = "K")]
     pub top_k: Option<usize>,
+}
+
+impl Expected {
+    /// [`read`]s the file or directory that `variable` names.
+    ///
+    /// # Errors
+    /// A path that does not exist; as [`read`].
+    pub fn read_named(self, variable: &str, path: &Path) -> Result<Loaded, Failure> {
+        if !path.exists() {
+            let what = format!("{variable} names `{}`, which does not exist", path.display());
+            return Err(Failure::usage(what).hint("name a directory or file that holds an SAE"));
+        }
+        Ok(read(path, self)?)
+    }
 }
 
 /// An SAE and all that its files say.
