@@ -1,7 +1,7 @@
 //! Stage 03 through its command line on a small planted run, and its report in a real browser.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -24,6 +24,11 @@ use pipeline_common::{
     },
     stage::{ResolvedConfig, atomic},
     text::DatasetRecord,
+    top::{
+        TopData,
+        record::LatentRecord,
+        signature::{Shingles, signature},
+    },
 };
 
 const D_IN: usize = 8;
@@ -220,7 +225,8 @@ impl Planted {
         self.sentences.iter().map(|s| s.iter().map(reads).collect()).collect()
     }
 
-    /// The best sentences of a latent under an aggregation, by sorting everything.
+    /// The best sentences of a latent under an aggregation, by sorting everything; of near-duplicates the
+    /// best one.
     fn expected(&self, latent: u32, of: impl Fn(&[f32]) -> f32, n: usize) -> Vec<(f32, u64)> {
         let scored = self
             .activations(latent)
@@ -230,8 +236,32 @@ impl Planted {
             .collect::<Vec<_>>();
         let mut scored: Vec<_> = scored.into_iter().filter(|(v, _)| *v > 0.0).collect();
         scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        scored.truncate(n);
-        scored
+        let ids = |sentence: u64| -> Vec<u32> {
+            self.sentences[sentence as usize].iter().map(|w| *w as u32).collect()
+        };
+        let mut signatures = BTreeSet::new();
+        scored.retain(|(_, s)| signatures.insert(signature(&ids(*s))));
+        let mut kept: Vec<(f32, u64)> = vec![];
+        for (value, sentence) in scored {
+            let new = Shingles::of(&ids(sentence));
+            if !kept.iter().any(|(_, old)| Shingles::of(&ids(*old)).resemble(&new)) {
+                kept.push((value, sentence));
+            }
+        }
+        kept.truncate(n);
+        kept
+    }
+
+    fn latents(&self) -> Vec<LatentRecord> {
+        let data = TopData::open(&self.output("")).unwrap();
+        (0..data.d_sae()).map(|latent| data.latent(latent).unwrap()).collect()
+    }
+
+    /// All results, by name.
+    fn results(&self) -> BTreeMap<String, Vec<u8>> {
+        let files = fs_err::read_dir(self.output("")).unwrap().map(|entry| entry.unwrap());
+        let named = |f: fs_err::DirEntry| f.file_name().into_string().unwrap();
+        files.map(|f| (f.path(), named(f))).map(|(p, n)| (n, fs_err::read(p).unwrap())).collect()
     }
 }
 
@@ -269,49 +299,143 @@ fn the_files_hold_what_sorting_all_sentences_gives() {
             }
         }
     }
-    let lines = fs_err::read_to_string(planted.output("latents.jsonl")).unwrap();
+    let latents = planted.latents();
+    let data = TopData::open(&planted.output("")).unwrap();
     let rows: usize = planted.sentences.iter().map(Vec::len).sum();
-    for (latent, line) in lines.lines().enumerate() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    for (latent, record) in latents.iter().enumerate() {
         let activations = planted.activations(latent as u32);
-        let fired = activations.iter().flatten().filter(|a| **a > 0.0).count();
-        assert_eq!(line["latent"], latent);
-        assert_eq!(line["fired"], fired);
-        assert!((line["density"].as_f64().unwrap() - fired as f64 / rows as f64).abs() < 1e-12);
-        for entry in line["top"]["max"].as_array().unwrap() {
-            let sentence = entry["sentence"].as_u64().unwrap() as usize;
-            assert_eq!(entry["activations"], serde_json::json!(activations[sentence]));
-            let tokens: Vec<&str> =
-                entry["tokens"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+        let active = || activations.iter().flatten().filter(|a| **a > 0.0);
+        assert_eq!(record.latent as usize, latent);
+        assert_eq!(record.fired, active().count() as u64);
+        assert_eq!(record.histogram.counts.iter().sum::<u64>(), record.fired);
+        assert_eq!(record.max, active().copied().fold(0.0, f32::max));
+        assert!((record.density - record.fired as f64 / rows as f64).abs() < 1e-12);
+        let mean = active().map(|a| f64::from(*a)).sum::<f64>() / rows as f64;
+        assert!((record.weighted - mean).abs() < 1e-9);
+        for (sentence, found) in &record.activations {
+            let mut dense = vec![0.0; activations[*sentence as usize].len()];
+            found.at.iter().zip(&found.value).for_each(|(at, v)| dense[*at as usize] = *v);
+            assert_eq!(dense, activations[*sentence as usize]);
             let words: Vec<&str> =
-                planted.sentences[sentence].iter().map(|w| WORDS[*w].0).collect();
-            assert_eq!(tokens.concat(), words.join(" "));
-            assert_eq!(tokens.len(), words.len());
+                planted.sentences[*sentence as usize].iter().map(|w| WORDS[*w].0).collect();
+            let read = data.named(*sentence).unwrap();
+            assert_eq!((read.tokens.concat(), read.document), (words.join(" "), *sentence));
+            assert_eq!((read.tokens.len(), read.ids.len()), (words.len(), words.len()));
         }
     }
-    assert_eq!(lines.lines().count(), D_SAE);
+    assert_eq!(latents.len(), D_SAE);
+}
+
+#[test]
+fn samples_show_what_the_best_do_not() {
+    let planted = Planted::new();
+    succeeded(&planted.stage(&["--top-n", "3"]));
+    let latents = planted.latents();
+    for record in &latents {
+        let activations = planted.activations(record.latent);
+        let largest = |s: u64| activations[s as usize].iter().copied().fold(0.0, f32::max);
+        let drawn = record.deciles.concat();
+        let distinct: BTreeSet<u64> = drawn.iter().map(|r| r.sentence).collect();
+        assert_eq!(distinct.len(), drawn.len());
+        assert!(drawn.iter().chain(&record.importance).all(|r| r.value == largest(r.sentence)));
+        assert!(drawn.is_sorted_by(|a, b| a.value <= b.value));
+        let active = (0..60).filter(|s| largest(*s) > 0.0).count();
+        assert!(record.deciles.len() == 10 || active < 20, "{record:?}");
+        assert_eq!(record.importance.is_empty(), active == 0);
+        assert!(!record.silent.is_empty() && record.silent.iter().all(|s| largest(*s) == 0.0));
+        for contrast in &record.contrast {
+            let theirs = &planted.activations(contrast.latent)[contrast.sentence as usize];
+            assert!(largest(contrast.sentence) == 0.0 && theirs.iter().any(|a| *a > 0.0));
+        }
+        assert_eq!(record.logits, None, "the model is nowhere");
+    }
+    // Both read the same element, and write to it.
+    let [first, second] = [&latents[1], &latents[9]];
+    for (found, other) in [(&first.neighbours, 9), (&second.neighbours, 1)] {
+        assert_eq!((found[0].latent, found[0].cosine), (other, 1.0));
+    }
+    assert_eq!((first.coactive[0].latent, second.coactive[0].latent), (9, 1));
+    assert!((first.coactive[0].cosine - 1.0).abs() < 0.1, "{:?}", first.coactive);
+    assert!(latents[8].activations.is_empty() && latents[8].coactive.is_empty());
 }
 
 #[test]
 fn the_result_is_the_same_on_any_number_of_threads_and_leaves_no_partial_file() {
-    let planted = Planted::new();
-    let files = [
-        "top_sentences_mean.yaml",
-        "top_sentences_max.yaml",
-        "top_sentences_last.yaml",
-        "latents.jsonl",
-        "report.html",
-    ];
-    let read = |f: &&str| fs_err::read(planted.output(f)).unwrap();
-    let run = |threads: &str| {
+    let [one, two] = ["1", "2"].map(|threads| {
+        let planted = Planted::new();
         let mut command = Command::new(env!("CARGO_BIN_EXE_03_top_sentences"));
         let command =
             command.env("STORE_DIR", planted.store.path()).env("RAYON_NUM_THREADS", threads);
         succeeded(&command.output().unwrap());
-        files.iter().map(read).collect::<Vec<_>>()
+        planted.results()
+    });
+    assert_eq!(one, two);
+    let files = [
+        "latents.jsonl",
+        "report.html",
+        "sentences.jsonl",
+        "table.safetensors",
+        "top_sentences_last.yaml",
+        "top_sentences_max.yaml",
+        "top_sentences_mean.yaml",
+    ];
+    assert_eq!(one.keys().collect::<Vec<_>>(), files);
+}
+
+#[test]
+fn jobs_of_an_array_leave_what_one_job_leaves() {
+    let (alone, shared) = (Planted::new(), Planted::new());
+    succeeded(&alone.stage(&[]));
+    let job = |index: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_03_top_sentences"));
+        command.env("STORE_DIR", shared.store.path());
+        let array = [("ID", index), ("COUNT", 3), ("MIN", 0), ("MAX", 2)];
+        for (name, value) in array {
+            command.env(format!("SLURM_ARRAY_TASK_{name}"), value.to_string());
+        }
+        command.output().unwrap()
     };
-    assert_eq!(run("1"), run("2"));
-    assert_eq!(fs_err::read_dir(planted.output("")).unwrap().count(), files.len());
+    // Two shards: one of the three has nothing to read.
+    for index in [2, 0] {
+        let output = job(index);
+        assert_eq!(succeeded(&output), "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("this job's part is done"), "{said}");
+        let report = shared.output("report.html");
+        assert!(!report.exists());
+    }
+    // A part that is there is not made again, even after a damage that only a new pass would mend.
+    let parts = shared.output("parts");
+    let before = fs_err::read(parts.join("0-of-3.safetensors")).unwrap();
+    succeeded(&job(0));
+    assert_eq!(fs_err::read(parts.join("0-of-3.safetensors")).unwrap(), before);
+    let printed = succeeded(&job(1));
+    assert_eq!(printed.trim(), shared.output("report.html").to_str().unwrap());
+    assert_eq!(shared.results(), alone.results());
+    // A job that is queued again afterwards finds nothing to do.
+    let table =
+        || fs_err::metadata(shared.output("table.safetensors")).unwrap().modified().unwrap();
+    let written = table();
+    assert_eq!(succeeded(&job(2)), printed);
+    assert_eq!(table(), written);
+    assert!(!parts.exists());
+}
+
+#[test]
+fn other_settings_make_the_results_anew() {
+    let planted = Planted::new();
+    succeeded(&planted.stage(&["--top-n", "2"]));
+    let first = planted.results();
+    succeeded(&planted.stage(&["--top-n", "2", "--seed", "5"]));
+    let second = planted.results();
+    assert_eq!(first["top_sentences_max.yaml"], second["top_sentences_max.yaml"]);
+    assert_ne!(first["latents.jsonl"], second["latents.jsonl"]);
+    succeeded(&planted.stage(&["--top-n", "4"]));
+    assert_eq!(planted.latents()[0].top.max.len(), 4);
+    // What a killed process left of the replacement is not taken for a result.
+    fs_err::remove_file(planted.output("report.html")).unwrap();
+    succeeded(&planted.stage(&["--top-n", "4"]));
+    assert!(planted.output("report.html").is_file());
 }
 
 #[test]

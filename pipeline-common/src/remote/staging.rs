@@ -38,6 +38,11 @@ impl Reader {
         Self { store, client, staging, remote_first }
     }
 
+    /// Whether runs live in an object store, and the local one is this node's alone.
+    pub fn is_remote(&self) -> bool {
+        self.remote_first
+    }
+
     /// The local store.
     pub fn store(&self) -> &Store {
         &self.store

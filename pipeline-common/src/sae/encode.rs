@@ -40,6 +40,13 @@ pub struct Magnitude<'a> {
     pub b_mag: &'a [f32],
 }
 
+impl Magnitude<'_> {
+    /// A latent's magnitude by its product with a row.
+    pub fn of(&self, latent: usize, product: f32) -> f32 {
+        product.mul_add(self.r_mag[latent].exp(), self.b_mag[latent])
+    }
+}
+
 /// An encoder's weights as products read them, and working space; results depend on the weights
 /// alone.
 #[derive(Debug)]
@@ -184,7 +191,7 @@ impl Encoder {
     ) {
         self.collect(input, out, |row, index, value| {
             for (latent, a) in row.iter().enumerate() {
-                let size = a.mul_add(magnitude.r_mag[latent].exp(), magnitude.b_mag[latent]);
+                let size = magnitude.of(latent, *a);
                 if a + b_gate[latent] > 0.0 && size > 0.0 {
                     index.push(latent as u32);
                     value.push(size);

@@ -8,6 +8,7 @@
 //! vectors are contiguous.
 
 pub mod checkpoint;
+pub mod chosen;
 pub mod convert;
 pub mod curves;
 pub mod encode;
@@ -18,6 +19,7 @@ pub mod formats;
 pub mod gradients;
 pub mod history;
 pub mod init;
+pub mod pairs;
 pub mod parameters;
 pub mod random;
 #[cfg(test)]
@@ -34,6 +36,7 @@ mod traps;
 pub mod variant;
 pub mod weights;
 
+pub use chosen::Cut;
 pub use convert::ConvertSae;
 pub use error::SaeError;
 pub use evaluation::EvaluateSae;

@@ -1,5 +1,7 @@
 //! A trained SAE: encode and decode.
 
+use std::borrow::Cow;
+
 use candle_core::DType;
 use rayon::prelude::*;
 
@@ -95,11 +97,7 @@ impl Sae {
 
     /// As [`Self::encode`], with what [`Self::encoder`] gave.
     pub fn encode_with(&self, encoder: &mut Encoder, rows: &[f32]) -> SparseRows {
-        let p = &self.params;
-        let normed = self.row_norm.map(|norm| norm.apply(rows, p.d_in));
-        let rows = normed.as_deref().unwrap_or(rows);
-        let centred = self.subtract_b_dec.then(|| minus(rows, &p.b_dec));
-        let input = centred.as_deref().unwrap_or(rows);
+        let (p, input) = (&self.params, &*self.centred(rows));
         let mut out = SparseRows::default();
         let shift = Shift { b_enc: &p.b_enc, norms: None };
         match self.activation {
@@ -112,6 +110,16 @@ impl Sae {
             }
         }
         out
+    }
+
+    /// What the encoder's matrix is multiplied with.
+    pub(super) fn centred<'a>(&self, rows: &'a [f32]) -> Cow<'a, [f32]> {
+        let p = &self.params;
+        let rows = match self.row_norm {
+            Some(norm) => Cow::Owned(norm.apply(rows, p.d_in)),
+            None => Cow::Borrowed(rows),
+        };
+        if self.subtract_b_dec { minus(&rows, &p.b_dec).into() } else { rows }
     }
 
     /// What latents alone reconstruct, `[n, d_out]` row-major; of standardised rows where

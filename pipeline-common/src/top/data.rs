@@ -34,6 +34,8 @@ use crate::{
 
 /// The files of the directory.
 pub const TABLE: &str = "table.safetensors";
+/// The page, written last.
+pub const REPORT: &str = "report.html";
 /// A line for each latent.
 pub const LATENTS: &str = "latents.jsonl";
 /// A line for each sentence that a latent's line names.
@@ -52,6 +54,10 @@ pub struct Origin {
     pub rows: u64,
     /// Sentences that were read.
     pub sentences: u64,
+    /// Sentences of each aggregation that were asked for.
+    pub top_n: usize,
+    /// Of all that decides the results.
+    pub digest: String,
 }
 
 impl Origin {
@@ -136,6 +142,32 @@ fn origin(bytes: &[u8]) -> std::result::Result<Origin, String> {
     }
 }
 
+/// What the results in a directory are of; none where they are not whole.
+///
+/// # Errors
+/// Files that cannot be read. A table that is damaged counts as none.
+pub(super) fn whole(dir: &Path) -> Result<Option<Origin>> {
+    let path = dir.join(TABLE);
+    if !path.is_file() || !dir.join(REPORT).is_file() {
+        return Ok(None);
+    }
+    Ok(origin(&format::map(&path)?).ok())
+}
+
+/// Takes back that the results in a directory are whole, before they are replaced.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub(super) fn withdraw(dir: &Path) -> Result<()> {
+    for name in [TABLE, REPORT] {
+        match fs_err::remove_file(dir.join(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The results of stage 03 for one training.
 #[derive(Debug)]
 pub struct TopData {
@@ -195,6 +227,19 @@ impl TopData {
     /// The place of a sentence in `sentences.jsonl`, by its number in the capture.
     pub fn place(&self, sentence: u64) -> Option<usize> {
         self.table.sentence.binary_search(&sentence).ok()
+    }
+
+    /// A sentence that a latent's line names.
+    ///
+    /// # Errors
+    /// A sentence that is missing; a line that is damaged.
+    pub fn named(&self, sentence: u64) -> Result<SentenceRecord> {
+        let place = self.place(sentence).ok_or_else(|| {
+            let path = self.sentences.path.display();
+            Failure::input(format!("`{path}` lacks sentence {sentence}, which {LATENTS} names"))
+                .hint("03_top_sentences writes both anew")
+        })?;
+        self.sentence(place)
     }
 
     /// The line of the sentence at a [place](Self::place), JSON without its line feed.
@@ -281,6 +326,7 @@ pub(crate) mod tests {
                 capture: "cap".into(),
                 rows,
                 sentences: sentences.len() as u64,
+                ..Origin::default()
             },
             fired: latents.iter().map(|l| l.fired).collect(),
             weighted: latents.iter().map(|l| l.weighted).collect(),

@@ -1,113 +1,144 @@
-//! The second read: tokens and activations of the sentences that were selected, and of no others.
+//! The second read: of the sentences that were chosen, and of no others.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Range,
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use rayon::prelude::*;
+
+use super::{
+    input::{Input, ids},
+    part::Cuts,
+    record::{Activations, SentenceRecord},
+    signature::Shingles,
 };
+use crate::{shard::TokenFile, stage::Result};
 
-use serde::Serialize;
-
-use super::{input::Input, tally::Tally};
-use crate::{sae::encode::Encoder, shard::TokenFile, stage::Result};
-
-/// A selected sentence.
+/// What the YAML files say of a sentence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sentence {
+pub(super) struct Text {
     /// Index of its document in the dataset.
     pub document: u64,
-    /// Its whole text.
     pub text: String,
-    /// Its text cut into the pieces of its rows' tokens; what lies before a token and belongs to
-    /// no row (a dropped special token) is part of the piece after it.
-    pub tokens: Vec<String>,
 }
-
-/// A latent's activations on the tokens of a sentence, `[rows]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct Activations(pub Vec<f32>);
 
 /// What was read for some latents.
 #[derive(Debug, Default)]
-pub struct Details {
+pub(super) struct Details {
     /// By sentence number.
-    pub sentences: HashMap<u64, Sentence>,
-    /// By latent and sentence number.
+    pub texts: HashMap<u64, Text>,
+    /// By latent and sentence number, where the latent is active.
     pub activations: HashMap<(u32, u64), Activations>,
 }
 
-/// Reads the best sentences of `latents`.
-pub(super) fn read(input: &Input, tally: &Tally, latents: Range<usize>) -> Result<Details> {
-    let mut wanted: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
-    for latent in latents {
-        for best in &tally.latents()[latent].best {
-            for scored in best.entries() {
-                wanted.entry(scored.sentence).or_default().insert(latent as u32);
-            }
+/// Where the active latents of all rows end, by the parts of the run.
+pub(super) struct AllCuts(pub Vec<(usize, Cuts)>);
+
+impl AllCuts {
+    /// Those of rows of one shard.
+    fn of(&self, rows: std::ops::Range<usize>) -> &[crate::sae::Cut] {
+        let part = self.0.partition_point(|(first, _)| *first <= rows.start) - 1;
+        let (first, cuts) = &self.0[part];
+        &cuts.all()[rows.start - first..rows.end - first]
+    }
+}
+
+/// The shingles of sentences.
+pub(super) fn shingles(input: &Input, wanted: &BTreeSet<u64>) -> Result<HashMap<u64, Shingles>> {
+    let mut found = HashMap::new();
+    for shard in 0..input.set.shards() {
+        let (first, end) = (input.starts[shard], input.starts[shard + 1]);
+        let here: Vec<u64> = wanted.range(first..end).copied().collect();
+        if !here.is_empty() {
+            let tokens = input.tokens(shard)?;
+            let of = |s: u64| (s, Shingles::of(&ids(&tokens, (s - first) as usize)));
+            found.par_extend(here.into_par_iter().map(of));
         }
     }
-    let (mut details, mut encoder) = (Details::default(), input.sae.encoder());
+    Ok(found)
+}
+
+/// The activations of latents, ascending, in sentences, and the texts of some of these.
+pub(super) fn read(
+    input: &Input,
+    cuts: &AllCuts,
+    wanted: &BTreeMap<u64, Vec<u32>>,
+    texts: &HashSet<u64>,
+) -> Result<Details> {
+    let mut details = Details::default();
     for shard in 0..input.set.shards() {
-        let sentences = input.starts[shard]..input.starts[shard + 1];
-        let in_shard: Vec<_> = wanted.range(sentences).collect();
-        if !in_shard.is_empty() {
-            read_shard((input, &mut encoder), shard, &in_shard, &mut details)?;
+        let (first, end) = (input.starts[shard], input.starts[shard + 1]);
+        let here: Vec<_> = wanted.range(first..end).collect();
+        if here.is_empty() {
+            continue;
         }
+        let tokens = input.tokens(shard)?;
+        for (sentence, _) in here.iter().filter(|(sentence, _)| texts.contains(sentence)) {
+            let local = (*sentence - first) as usize;
+            let text = tokens.text(local).to_owned();
+            details.texts.insert(**sentence, Text { document: tokens.document(local), text });
+        }
+        let found = here.into_par_iter().flat_map_iter(|(sentence, latents)| {
+            let rows = tokens.sentence_rows((sentence - first) as usize);
+            let base = input.set.first_row(shard);
+            active_in(input, cuts, base + rows.start..base + rows.end, latents)
+                .into_iter()
+                .map(|(latent, activations)| ((latent, *sentence), activations))
+        });
+        details.activations.par_extend(found);
     }
     Ok(details)
 }
 
-fn read_shard(
-    (input, encoder): (&Input, &mut Encoder),
-    shard: usize,
-    wanted: &[(&u64, &BTreeSet<u32>)],
-    details: &mut Details,
-) -> Result<()> {
-    let tokens = input.tokens(shard)?;
-    let local = |sentence: u64| (sentence - input.starts[shard]) as usize;
-    let mut rest = wanted;
-    while !rest.is_empty() {
-        let mut rows = 0;
-        let fits = rest.iter().take_while(|(sentence, _)| {
-            rows += tokens.sentence_rows(local(**sentence)).len();
-            rows <= input.chunk_rows()
-        });
-        let (now, later) = rest.split_at(fits.count().max(1));
-        rest = later;
-        let first = input.set.first_row(shard);
-        let ranges: Vec<_> = now
-            .iter()
-            .map(|(sentence, _)| {
-                let rows = tokens.sentence_rows(local(**sentence));
-                first + rows.start..first + rows.end
-            })
-            .collect();
-        let active = input.encode(encoder, &ranges);
-        let mut row = 0;
-        for ((sentence, latents), range) in now.iter().zip(&ranges) {
-            for &latent in *latents {
-                let at = |row| {
-                    let (index, value) = active.row(row);
-                    index.binary_search(&latent).map_or(0.0, |i| value[i])
-                };
-                let values = (row..row + range.len()).map(at).collect();
-                details.activations.insert((latent, **sentence), Activations(values));
+/// Which of the latents are active in a sentence's rows, and how.
+fn active_in(
+    input: &Input,
+    cuts: &AllCuts,
+    rows: std::ops::Range<usize>,
+    latents: &[u32],
+) -> Vec<(u32, Activations)> {
+    let dense = input.sae.encode_chosen(latents, &input.read(rows.clone()), cuts.of(rows));
+    let mut found = vec![];
+    for (i, latent) in latents.iter().enumerate() {
+        let mut activations = Activations::default();
+        for (at, value) in (0..).zip(dense.iter().skip(i).step_by(latents.len())) {
+            if *value > 0.0 {
+                activations.at.push(at);
+                activations.value.push(*value);
             }
-            details.sentences.insert(**sentence, sentence_of(&tokens, local(**sentence)));
-            row += range.len();
+        }
+        if !activations.at.is_empty() {
+            found.push((*latent, activations));
+        }
+    }
+    found
+}
+
+/// Hands on the records of sentences, ascending.
+pub(super) fn sentences(
+    input: &Input,
+    wanted: &BTreeSet<u64>,
+    mut write: impl FnMut(SentenceRecord) -> Result<()>,
+) -> Result<()> {
+    for shard in 0..input.set.shards() {
+        let (first, end) = (input.starts[shard], input.starts[shard + 1]);
+        let mut here = wanted.range(first..end).peekable();
+        if here.peek().is_some() {
+            let tokens = input.tokens(shard)?;
+            for sentence in here {
+                write(record(&tokens, *sentence, (sentence - first) as usize))?;
+            }
         }
     }
     Ok(())
 }
 
-fn sentence_of(tokens: &TokenFile, sentence: usize) -> Sentence {
-    let text = tokens.text(sentence);
+fn record(tokens: &TokenFile, sentence: u64, local: usize) -> SentenceRecord {
     let offsets: Vec<[u32; 2]> =
-        tokens.sentence_rows(sentence).map(|row| tokens.token(row).offset).collect();
-    Sentence {
-        document: tokens.document(sentence),
-        text: text.to_owned(),
-        tokens: pieces(text, &offsets),
+        tokens.sentence_rows(local).map(|row| tokens.token(row).offset).collect();
+    SentenceRecord {
+        sentence,
+        document: tokens.document(local),
+        ids: ids(tokens, local),
+        tokens: pieces(tokens.text(local), &offsets),
     }
 }
 

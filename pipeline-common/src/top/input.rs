@@ -1,15 +1,27 @@
 //! The trained SAE, the rows it reads, and the sentences they come from.
 
-use std::{ops::Range, path::Path};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
+use serde_json::json;
 
+use super::{
+    signature::signature,
+    tally::{Choice, Seen},
+};
 use crate::{
     capture::CaptureMeta,
     kernels::sparse::SparseRows,
     remote::Reader,
-    sae::{Sae, SaeError, encode::Encoder, formats::saelens, history::Record, train::TrainingMeta},
-    shard::{ShardSet, TokenFile},
+    sae::{
+        Activation, Sae, SaeError, encode::Encoder, formats::saelens, history::Record,
+        train::TrainingMeta,
+    },
+    shard::{ShardSet, TokenFile, format},
+    slurm::Share,
     stage::{Context, Failure, Result, store::Pointer},
 };
 
@@ -19,9 +31,12 @@ const CHUNK_BYTES: usize = 64 << 20;
 /// Rows encoded at a time at most.
 const CHUNK_ROWS: usize = 4096;
 
+/// Version of how sentences are found: part of the digest.
+const METHOD: u32 = 1;
+
 /// Everything the stage reads.
 pub(super) struct Input {
-    pub store_run: std::path::PathBuf,
+    pub store_run: PathBuf,
     pub training: TrainingMeta,
     pub history: Vec<Record>,
     pub capture: CaptureMeta,
@@ -64,9 +79,46 @@ impl Input {
         Ok(Self { store_run, training, history, capture, set, sae, starts })
     }
 
+    /// Where the results go.
+    pub fn dir(&self) -> PathBuf {
+        self.store_run.join("top_sentences")
+    }
+
+    /// What the results are of: equal digests, equal results.
+    pub fn digest(&self, choice: Choice) -> Result<String> {
+        let file =
+            |name: &str| format::digest(&self.store_run.join(name)).map(|(blake3, _)| blake3);
+        let shards = (0..self.set.shards()).map(|shard| self.set.committed(shard));
+        let files = shards.flat_map(|committed| {
+            let hooks = committed.hooks.iter().filter(|h| h.hook == self.training.hook);
+            let hooks = hooks.map(|h| h.file.blake3.clone());
+            hooks.chain([committed.tokens.blake3.clone()])
+        });
+        let what = json!({
+            "method": METHOD, "top_n": choice.top_n, "seed": choice.seed,
+            "sae": [file("cfg.json")?, file("sae_weights.safetensors")?],
+            "scale": self.capture.activation_scale, "files": files.collect::<Vec<_>>(),
+        });
+        Ok(blake3::hash(what.to_string().as_bytes()).to_hex().to_string())
+    }
+
     /// Sentences of all shards.
     pub fn sentences(&self) -> u64 {
         self.starts[self.starts.len() - 1]
+    }
+
+    /// The shards of a worker's share: neighbours, so that its rows lie together.
+    pub fn shards(&self, share: Share) -> Range<usize> {
+        let bound = |i: usize| i * self.set.shards() / share.count;
+        bound(share.index)..bound(share.index + 1)
+    }
+
+    /// The rows of some shards.
+    pub fn rows(&self, shards: &Range<usize>) -> Range<usize> {
+        let first = |shard: usize| {
+            if shard < self.set.shards() { self.set.first_row(shard) } else { self.set.rows() }
+        };
+        first(shards.start)..first(shards.end)
     }
 
     /// The tokens of a shard, as many sentences as its manifest line says.
@@ -85,23 +137,51 @@ impl Input {
         Ok(tokens)
     }
 
+    /// Some whole sentences of a shard, from `begin` on, with their rows within them.
+    pub fn chunk(&self, shard: usize, tokens: &TokenFile, begin: usize) -> Vec<Seen> {
+        let start = tokens.sentence_rows(begin).start;
+        let fits = |s: &usize| tokens.sentence_rows(*s).end - start <= self.chunk_rows();
+        let count = (begin..tokens.sentences()).take_while(fits).count().max(1);
+        let seen = |sentence: usize| {
+            let rows = tokens.sentence_rows(sentence);
+            Seen {
+                sentence: self.starts[shard] + sentence as u64,
+                signature: signature(&ids(tokens, sentence)),
+                rows: rows.start - start..rows.end - start,
+            }
+        };
+        (begin..begin + count).into_par_iter().map(seen).collect()
+    }
+
     /// Rows to encode together, so that memory stays bounded whatever the activation.
-    pub fn chunk_rows(&self) -> usize {
-        let per_row = self.sae.params.d_sae * (size_of::<u32>() + size_of::<f32>());
+    fn chunk_rows(&self) -> usize {
+        let active = match self.sae.activation {
+            Activation::TopK { k } => k,
+            _ => self.sae.params.d_sae,
+        };
+        let per_row = active * (size_of::<u32>() + size_of::<f32>());
         (CHUNK_BYTES / per_row.max(1)).clamp(1, CHUNK_ROWS)
     }
 
-    /// Encodes ranges of rows, counted across shards, one after the other, in units of the model;
-    /// `encoder` is the SAE's.
-    pub fn encode(&self, encoder: &mut Encoder, ranges: &[Range<usize>]) -> SparseRows {
+    /// Rows, counted across shards, in units of the model.
+    pub fn read(&self, rows: Range<usize>) -> Vec<f32> {
         let d_in = self.set.d_in();
-        let rows: Vec<usize> = ranges.iter().cloned().flatten().collect();
-        let mut input = vec![0.0; rows.len() * d_in];
-        let each = input.par_chunks_mut(d_in).zip(&rows);
+        let mut out = vec![0.0; rows.len() * d_in];
         let scale = 1.0 / self.capture.activation_scale;
-        each.for_each(|(out, row)| self.set.read_row(*row, scale, out));
-        self.sae.encode_with(encoder, &input)
+        let each = out.par_chunks_mut(d_in).zip(rows);
+        each.for_each(|(out, row)| self.set.read_row(row, scale, out));
+        out
     }
+
+    /// Encodes rows, counted across shards; `encoder` is the SAE's.
+    pub fn encode(&self, encoder: &mut Encoder, rows: Range<usize>) -> SparseRows {
+        self.sae.encode_with(encoder, &self.read(rows))
+    }
+}
+
+/// The ids of a sentence's rows' tokens.
+pub(super) fn ids(tokens: &TokenFile, sentence: usize) -> Vec<u32> {
+    tokens.sentence_rows(sentence).map(|row| tokens.token(row).id).collect()
 }
 
 fn read_history(dir: &Path) -> Result<Vec<Record>> {

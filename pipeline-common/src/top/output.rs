@@ -10,9 +10,10 @@ use fs_err::File;
 use serde::Serialize;
 
 use super::{
-    best::Scored,
-    detail::{Activations, Details},
-    tally::{Aggregation, Tally},
+    data::{LATENTS, SENTENCES},
+    detail::Text,
+    record::{LatentRecord, Ranked, SentenceRecord},
+    tally::Aggregation,
 };
 use crate::stage::{Result, atomic};
 
@@ -20,12 +21,13 @@ use crate::stage::{Result, atomic};
 pub(super) struct Pending {
     path: PathBuf,
     file: BufWriter<File>,
+    written: u64,
 }
 
 impl Pending {
     pub fn create(path: PathBuf) -> Result<Self> {
         let file = BufWriter::new(File::create(atomic::partial_path(&path))?);
-        Ok(Self { path, file })
+        Ok(Self { path, file, written: 0 })
     }
 
     pub fn commit(mut self) -> Result<()> {
@@ -43,7 +45,9 @@ impl Drop for Pending {
 
 impl Write for Pending {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file.write(bytes)
+        let n = self.file.write(bytes)?;
+        self.written += n as u64;
+        Ok(n)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -51,10 +55,36 @@ impl Write for Pending {
     }
 }
 
-/// The YAML files and `latents.jsonl` under way.
+/// JSON lines, and where each begins.
+struct Lines {
+    file: Pending,
+    /// First byte of each line, and the end.
+    starts: Vec<u64>,
+}
+
+impl Lines {
+    fn create(path: PathBuf) -> Result<Self> {
+        Ok(Self { file: Pending::create(path)?, starts: vec![0] })
+    }
+
+    fn write(&mut self, record: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.file, record).map_err(std::io::Error::from)?;
+        self.file.write_all(b"\n")?;
+        self.starts.push(self.file.written);
+        Ok(())
+    }
+
+    fn commit(self) -> Result<Vec<u64>> {
+        self.file.commit()?;
+        Ok(self.starts)
+    }
+}
+
+/// The YAML files, `latents.jsonl` and `sentences.jsonl` under way.
 pub(super) struct Files {
     yaml: [Pending; 3],
-    jsonl: Pending,
+    latents: Lines,
+    sentences: Lines,
 }
 
 #[derive(Serialize)]
@@ -65,88 +95,56 @@ struct YamlEntry<'a> {
     text: &'a str,
 }
 
-#[derive(Serialize)]
-struct LatentLine<'a> {
-    latent: usize,
-    density: f64,
-    fired: u64,
-    max: f32,
-    /// Mean activation over all rows.
-    weighted: f64,
-    top: BTreeMap<&'static str, Vec<JsonEntry<'a>>>,
-}
-
-#[derive(Serialize)]
-struct JsonEntry<'a> {
-    value: f32,
-    sentence: u64,
-    document: u64,
-    tokens: &'a [String],
-    activations: &'a Activations,
-}
-
 impl Files {
     pub fn create(dir: &Path) -> Result<Self> {
         fs_err::create_dir_all(dir)?;
         let yaml =
             |a: Aggregation| Pending::create(dir.join(format!("top_sentences_{}.yaml", a.name())));
         let [mean, max, last] = Aggregation::ALL;
-        let yaml = [yaml(mean)?, yaml(max)?, yaml(last)?];
-        Ok(Self { yaml, jsonl: Pending::create(dir.join("latents.jsonl"))? })
+        Ok(Self {
+            yaml: [yaml(mean)?, yaml(max)?, yaml(last)?],
+            latents: Lines::create(dir.join(LATENTS))?,
+            sentences: Lines::create(dir.join(SENTENCES))?,
+        })
     }
 
-    /// Appends one latent; one that never fired has no entry in the YAML files.
-    pub fn write(&mut self, latent: usize, tally: &Tally, details: &Details) -> Result<()> {
-        let figures = &tally.latents()[latent];
-        for (file, best) in self.yaml.iter_mut().zip(&figures.best) {
-            if best.entries().is_empty() {
-                continue;
+    /// Appends one latent; one that never fired has no entry in the YAML files. `text` gives the texts of
+    /// its top sentences.
+    pub fn latent<'a>(
+        &mut self,
+        record: &LatentRecord,
+        text: impl Fn(u64) -> Option<&'a Text>,
+    ) -> Result<()> {
+        let top = &record.top;
+        for (file, ranked) in self.yaml.iter_mut().zip([&top.mean, &top.max, &top.last]) {
+            if !ranked.is_empty() {
+                let entry = |r: &Ranked| {
+                    let Text { document, text } = text(r.sentence)?;
+                    Some(YamlEntry {
+                        value: r.value,
+                        sentence: r.sentence,
+                        document: *document,
+                        text,
+                    })
+                };
+                let entries: Vec<_> = ranked.iter().filter_map(entry).collect();
+                serde_yaml::to_writer(&mut *file, &BTreeMap::from([(record.latent, entries)]))
+                    .map_err(std::io::Error::other)?;
             }
-            let entries: Vec<_> = best.entries().iter().map(|s| yaml_entry(s, details)).collect();
-            serde_yaml::to_writer(&mut *file, &BTreeMap::from([(latent, entries)]))
-                .map_err(std::io::Error::other)?;
         }
-        let top = Aggregation::ALL.iter().zip(&figures.best).map(|(aggregation, best)| {
-            let entries = best.entries().iter().map(|s| json_entry(latent, s, details));
-            (aggregation.name(), entries.collect())
-        });
-        let line = LatentLine {
-            latent,
-            density: tally.density(latent),
-            fired: figures.fired,
-            max: figures.max,
-            weighted: tally.weighted(latent),
-            top: top.collect(),
-        };
-        serde_json::to_writer(&mut self.jsonl, &line).map_err(std::io::Error::from)?;
-        Ok(self.jsonl.write_all(b"\n")?)
+        self.latents.write(record)
     }
 
-    pub fn commit(self) -> Result<()> {
+    /// Appends one sentence.
+    pub fn sentence(&mut self, record: &SentenceRecord) -> Result<()> {
+        self.sentences.write(record)
+    }
+
+    /// Commits all; where the lines of latents and of sentences begin and the last ends.
+    pub fn commit(self) -> Result<(Vec<u64>, Vec<u64>)> {
         for file in self.yaml {
             file.commit()?;
         }
-        self.jsonl.commit()
-    }
-}
-
-fn yaml_entry<'a>(scored: &Scored, details: &'a Details) -> YamlEntry<'a> {
-    let sentence = &details.sentences[&scored.sentence];
-    YamlEntry {
-        value: scored.value,
-        sentence: scored.sentence,
-        document: sentence.document,
-        text: &sentence.text,
-    }
-}
-
-fn json_entry<'a>(latent: usize, scored: &Scored, details: &'a Details) -> JsonEntry<'a> {
-    let sentence = &details.sentences[&scored.sentence];
-    JsonEntry {
-        value: scored.value,
-        sentence: scored.sentence,
-        document: sentence.document,
-        tokens: &sentence.tokens,
-        activations: &details.activations[&(latent as u32, scored.sentence)],
+        Ok((self.latents.commit()?, self.sentences.commit()?))
     }
 }

@@ -38,7 +38,8 @@ pub struct LatentRecord {
     pub logits: Option<LogitLens>,
     /// Latents with the nearest decoder rows, by cosine, nearest first.
     pub neighbours: Vec<Neighbour>,
-    /// Latents that are active in the same rows, by the cosine of the two sets of rows, an estimate.
+    /// Latents that are active in the same rows more than by chance, by the cosine of the two sets of
+    /// rows, an estimate.
     pub coactive: Vec<Neighbour>,
 }
 
@@ -94,6 +95,47 @@ pub struct Histogram {
     pub counts: Vec<u64>,
 }
 
+impl Histogram {
+    /// Powers of two between steps: 2^(1/4), 2^(1/2), 2^(3/4).
+    const STEPS: [f32; 3] = [1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_8];
+
+    /// The step of a positive activation.
+    fn step(value: f32) -> i32 {
+        let bits = value.to_bits();
+        let octave = (bits >> 23) as i32 - 127;
+        let fraction = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000);
+        octave * 4 + Self::STEPS.iter().filter(|step| fraction >= **step).count() as i32
+    }
+
+    /// Counts an activation; one that is not positive and finite is left out.
+    pub fn count(&mut self, value: f32) {
+        if value > 0.0 && value.is_finite() {
+            self.add(Self::step(value), 1);
+        }
+    }
+
+    /// Adds the counts of another one.
+    pub fn merge(&mut self, other: &Self) {
+        (other.first..).zip(&other.counts).for_each(|(step, n)| self.add(step, *n));
+    }
+
+    fn add(&mut self, step: i32, n: u64) {
+        if self.counts.is_empty() {
+            self.first = step;
+        }
+        if step < self.first {
+            let more = (self.first - step) as usize;
+            self.counts.splice(0..0, std::iter::repeat_n(0, more));
+            self.first = step;
+        }
+        let at = (step - self.first) as usize;
+        if at >= self.counts.len() {
+            self.counts.resize(at + 1, 0);
+        }
+        self.counts[at] += n;
+    }
+}
+
 /// What a latent's decoder row does to the logits of a token, through the unembedding alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,4 +181,24 @@ pub struct SentenceRecord {
     /// Its text in the pieces of its rows' tokens, as long as `ids`; what lies before a token and
     /// belongs to no row (a dropped special token) is part of the piece after it.
     pub tokens: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_activation_is_in_the_step_that_its_logarithm_says() {
+        for (value, step) in [(1.0, 0), (1.18, 0), (1.19, 1), (0.5, -4), (3.0, 6), (1e-3, -40)] {
+            assert_eq!(Histogram::step(value), step, "{value}");
+            assert_eq!((f64::from(value).log2() * 4.0).floor() as i32, step);
+        }
+        let mut all = Histogram::default();
+        [2.0, f32::NAN, 0.0, 0.5, 2.1].into_iter().for_each(|v| all.count(v));
+        assert_eq!((all.first, &all.counts[..]), (-4, &[1, 0, 0, 0, 0, 0, 0, 0, 2][..]));
+        let mut other = Histogram::default();
+        [0.25, 4.0].into_iter().for_each(|v| other.count(v));
+        other.merge(&all);
+        assert_eq!((other.first, other.counts.len(), other.counts.iter().sum()), (-8, 17, 5_u64));
+    }
 }

@@ -4,14 +4,22 @@
 //! is looked at. Activations are one character per token, 64 steps up to the latent's maximum:
 //! more than an eye can tell apart, and small enough for ten thousand latents.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use askama::Template;
 use serde::Serialize;
 
 use super::{
-    detail::{Activations, Details},
-    tally::{Aggregation, Tally},
+    data::{REPORT, Table, TopData},
+    input::Input,
+    record::{Activations, LatentRecord, Ranked},
+};
+use crate::{
+    sae::history::Record,
+    stage::{Result, atomic, progress::thousands},
 };
 
 /// Latents shown at most, by weighted activation: a browser holds no more than this.
@@ -31,9 +39,63 @@ pub struct Origin {
     pub curves: Vec<(&'static str, Vec<(u64, f64)>)>,
 }
 
+impl Origin {
+    /// The training, the capture that was read, and how the training went.
+    pub(super) fn of(input: &Input) -> Self {
+        let (training, capture) = (&input.training, &input.capture);
+        let facts = vec![
+            ("training run", training.run_id.clone()),
+            ("capture run", capture.run_id.clone()),
+            ("model", format!("{} ({})", capture.model.id, capture.model.revision)),
+            ("hook", training.hook.clone()),
+            ("dataset", capture.dataset.source.clone()),
+            ("documents", thousands(capture.dataset.documents)),
+            ("SAE", format!("{}, d_in {}", input.sae.activation, input.sae.params.d_in)),
+            ("held-out FVU", format!("{:.4}", training.validation.fvu)),
+            ("made by", concat!("slurm-sae-pipeline ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ];
+        type Curve = (&'static str, fn(&Record) -> f64);
+        let curves: [Curve; 6] = [
+            ("MSE", |r| r.mse),
+            ("FVU", |r| r.fvu),
+            ("L0", |r| r.l0),
+            ("auxiliary loss", |r| r.aux),
+            ("learning rate", |r| r.lr),
+            ("dead fraction", |r| r.dead_fraction),
+        ];
+        let points = |of: fn(&Record) -> f64| thinned(&input.history, of);
+        Self {
+            title: format!("Latents of {}", training.run_id),
+            facts,
+            curves: curves.map(|(name, of)| (name, points(of))).into(),
+        }
+    }
+}
+
+/// At most about a thousand points of a curve; a figure that is no number is left out.
+fn thinned(history: &[Record], of: fn(&Record) -> f64) -> Vec<(u64, f64)> {
+    let every = history.len().div_ceil(1000).max(1);
+    let points = history.iter().step_by(every).map(|r| (r.step, of(r)));
+    points.filter(|(_, value)| value.is_finite()).collect()
+}
+
+/// Writes the page of the results in a directory.
+///
+/// # Errors
+/// Damaged results; a file that cannot be written.
+pub(super) fn write(dir: &Path, origin: Origin, data: &TopData) -> Result<()> {
+    let mut report = Report::new(origin, data.table());
+    for latent in 0..data.d_sae() {
+        if report.shows(data.table(), latent) {
+            report.add(&data.latent(latent)?, data)?;
+        }
+    }
+    Ok(atomic::write(&dir.join(REPORT), report.render()?.as_bytes())?)
+}
+
 /// The data of the page while latents are added.
 #[derive(Debug, Serialize)]
-pub struct Report {
+struct Report {
     #[serde(flatten)]
     origin: Origin,
     rows: u64,
@@ -53,7 +115,7 @@ pub struct Report {
 
 #[derive(Debug, Serialize)]
 struct Latent {
-    id: usize,
+    id: u32,
     density: f64,
     fired: u64,
     max: f32,
@@ -73,23 +135,23 @@ struct Page<'a> {
 
 impl Report {
     /// A page without latents.
-    pub fn new(origin: Origin, tally: &Tally, top_n: usize) -> Self {
-        let alive = (0..tally.latents().len()).filter(|l| tally.latents()[*l].fired > 0);
+    fn new(origin: Origin, table: &Table) -> Self {
+        let rows = table.origin.rows.max(1) as f64;
         let mut histogram = BTreeMap::new();
         let mut weights = Vec::new();
-        for latent in alive {
-            let tenth = (tally.density(latent).log10() * 10.0).floor() as i32;
+        for (fired, weighted) in table.fired.iter().zip(&table.weighted).filter(|(n, _)| **n > 0) {
+            let tenth = ((*fired as f64 / rows).log10() * 10.0).floor() as i32;
             *histogram.entry(tenth).or_default() += 1;
-            weights.push(tally.weighted(latent));
+            weights.push(*weighted);
         }
-        let dead = (tally.latents().len() - weights.len()) as u64;
+        let dead = (table.fired.len() - weights.len()) as u64;
         weights.sort_by(|a, b| b.total_cmp(a));
         Self {
             origin,
-            rows: tally.rows(),
-            sentence_count: tally.sentences(),
-            d_sae: tally.latents().len(),
-            top_n,
+            rows: table.origin.rows,
+            sentence_count: table.origin.sentences,
+            d_sae: table.fired.len(),
+            top_n: table.origin.top_n,
             histogram,
             dead,
             latents: Vec::new(),
@@ -99,47 +161,49 @@ impl Report {
         }
     }
 
-    /// Adds a latent that fired, unless too many are stronger.
-    pub fn add(&mut self, id: usize, tally: &Tally, details: &Details) {
-        let figures = &tally.latents()[id];
-        if figures.fired == 0 || tally.weighted(id) <= self.weight_floor {
-            return;
-        }
-        let (mut pairs, mut places) = (Vec::new(), HashMap::new());
-        let best = Aggregation::ALL.map(|a| {
-            let entries = figures.best[a as usize].entries().iter();
-            entries
-                .map(|scored| {
-                    let place = *places.entry(scored.sentence).or_insert_with(|| {
-                        let activations = &details.activations[&(id as u32, scored.sentence)];
-                        pairs.push((
-                            self.number(scored.sentence, details),
-                            levels(activations, figures.max),
-                        ));
-                        pairs.len() - 1
-                    });
-                    (scored.value, place)
-                })
-                .collect()
-        });
-        let (density, weighted) = (tally.density(id), tally.weighted(id));
-        let (fired, max) = (figures.fired, figures.max);
-        self.latents.push(Latent { id, density, fired, max, weighted, best, pairs });
+    /// Whether a latent fired, and not too many are stronger.
+    fn shows(&self, table: &Table, latent: usize) -> bool {
+        table.fired[latent] > 0 && table.weighted[latent] > self.weight_floor
     }
 
-    fn number(&mut self, sentence: u64, details: &Details) -> usize {
-        *self.numbers.entry(sentence).or_insert_with(|| {
-            let found = &details.sentences[&sentence];
-            self.sentences.push((sentence, found.document, found.tokens.clone()));
-            self.sentences.len() - 1
-        })
+    fn add(&mut self, record: &LatentRecord, data: &TopData) -> Result<()> {
+        let (mut pairs, mut places) = (Vec::new(), HashMap::new());
+        let mut place = |r: &Ranked| -> Result<(f32, usize)> {
+            let place = match places.get(&r.sentence) {
+                Some(place) => *place,
+                None => {
+                    let sentence = self.number(r.sentence, data)?;
+                    let length = self.sentences[sentence].2.len();
+                    let activations = record.activations.get(&r.sentence);
+                    pairs.push((sentence, levels(activations, length, record.max)));
+                    places.insert(r.sentence, pairs.len() - 1);
+                    pairs.len() - 1
+                }
+            };
+            Ok((r.value, place))
+        };
+        let top = &record.top;
+        let mut list = |list: &[Ranked]| list.iter().map(&mut place).collect::<Result<Vec<_>>>();
+        let best = [list(&top.mean)?, list(&top.max)?, list(&top.last)?];
+        let LatentRecord { density, fired, max, weighted, .. } = *record;
+        let id = record.latent;
+        self.latents.push(Latent { id, density, fired, max, weighted, best, pairs });
+        Ok(())
+    }
+
+    /// The place of a sentence on the page.
+    fn number(&mut self, sentence: u64, data: &TopData) -> Result<usize> {
+        if let Some(number) = self.numbers.get(&sentence) {
+            return Ok(*number);
+        }
+        let found = data.named(sentence)?;
+        self.sentences.push((sentence, found.document, found.tokens));
+        self.numbers.insert(sentence, self.sentences.len() - 1);
+        Ok(self.sentences.len() - 1)
     }
 
     /// The whole page.
-    ///
-    /// # Errors
-    /// When a figure cannot be written as JSON, or the template not rendered.
-    pub fn render(&self) -> std::io::Result<String> {
+    fn render(&self) -> std::io::Result<String> {
         // No `<` survives, so nothing in the data can end the script element or open a comment.
         let data = serde_json::to_string(self)?.replace('<', "\\u003c");
         let page = Page { title: &self.origin.title, data: &data };
@@ -147,40 +211,54 @@ impl Report {
     }
 }
 
-fn levels(activations: &Activations, max: f32) -> String {
+/// A character for each of a sentence's tokens.
+fn levels(activations: Option<&Activations>, tokens: usize, max: f32) -> String {
+    let mut levels = vec![LEVELS[0]; tokens];
     let top = (LEVELS.len() - 1) as f32;
-    let level = |a: &f32| match *a {
-        a if a > 0.0 && max > 0.0 => (a / max * top).round().clamp(1.0, top) as usize,
-        _ => 0,
-    };
-    activations.0.iter().map(|a| LEVELS[level(a)] as char).collect()
+    let all = activations.into_iter().flat_map(|a| a.at.iter().zip(&a.value));
+    for (at, value) in all.filter(|(_, value)| **value > 0.0 && max > 0.0) {
+        if let Some(level) = levels.get_mut(*at as usize) {
+            *level = LEVELS[(value / max * top).round().clamp(1.0, top) as usize];
+        }
+    }
+    levels.into_iter().map(char::from).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::detail::Sentence;
+    use crate::top::{
+        data::tests::plant,
+        record::{SentenceRecord, Top},
+    };
 
     #[test]
     fn levels_show_every_activation_and_scale_to_the_maximum() {
-        assert_eq!(levels(&Activations(vec![0.0, 1e-6, 0.5, 1.0, -1.0]), 1.0), "01W_0");
-        assert_eq!(levels(&Activations(vec![1.0]), 0.0), "0");
+        let some = Activations { at: vec![1, 2, 3, 9], value: vec![1e-6, 0.5, 1.0, 1.0] };
+        assert_eq!(levels(Some(&some), 5, 1.0), "01W_0");
+        assert_eq!(levels(Some(&some), 2, 0.0), "00");
+        assert_eq!(levels(None, 1, 1.0), "0");
     }
 
     #[test]
     fn no_text_can_leave_the_data_element() {
-        let mut tally = Tally::new(2, 3);
-        tally.add(7, [(&[1_u32][..], &[2.0_f32][..])].into_iter());
         let text = "</script><!--<b>&amp;\u{2028}".to_owned();
-        let sentence = Sentence { document: 3, text: text.clone(), tokens: vec![text.clone()] };
-        let mut details = Details::default();
-        details.sentences.insert(7, sentence);
-        details.activations.insert((1, 7), Activations(vec![2.0]));
+        let best = vec![Ranked { value: 2.0, sentence: 7 }];
+        let alive = LatentRecord {
+            latent: 1,
+            fired: 1,
+            max: 2.0,
+            top: Top { max: best.clone(), mean: best, last: vec![] },
+            activations: BTreeMap::from([(7, Activations { at: vec![0], value: vec![2.0] })]),
+            ..LatentRecord::default()
+        };
+        let sentence =
+            SentenceRecord { sentence: 7, document: 3, ids: vec![1], tokens: vec![text.clone()] };
+        let dir = tempfile::tempdir().unwrap();
+        plant(dir.path(), &[LatentRecord::default(), alive], &[sentence], 10);
         let origin = Origin { title: "a < b".into(), ..Origin::default() };
-        let mut report = Report::new(origin, &tally, 3);
-        report.add(0, &tally, &details);
-        report.add(1, &tally, &details);
-        let page = report.render().unwrap();
+        write(dir.path(), origin, &TopData::open(dir.path()).unwrap()).unwrap();
+        let page = fs_err::read_to_string(dir.path().join(REPORT)).unwrap();
         let data = page.split_once("<script id=\"data\" type=\"application/json\">").unwrap().1;
         let data = data.split_once("</script>").unwrap().0;
         let data: serde_json::Value = serde_json::from_str(data).unwrap();

@@ -1,24 +1,27 @@
 //! Stage 03 from its arguments to its files.
 
-use std::io::Write;
-
 use clap::Parser;
 
 use super::{
-    detail,
+    data,
+    detail::AllCuts,
+    finish::{Finish, LATENTS_AT_A_TIME},
     input::Input,
-    output::{Files, Pending},
-    report::{Origin, Report},
-    tally::Tally,
+    logits::Logits,
+    part::{DIRECTORY, PartFiles},
+    sketch::Sketch,
+    tally::{Choice, Tally},
 };
 use crate::{
     remote::{Reader, ReaderArgs},
-    sae::history::Record,
+    sae::Cut,
     slurm::Share,
     stage::{
-        CommonArgs, Context, Reporter, Result, Stage,
+        CommonArgs, Context, Failure, Reporter, Result, Stage,
+        lock::Lock,
         progress::{bytes, thousands},
     },
+    text::HubArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -28,15 +31,16 @@ Examples:
   SAE_RUN_ID=my-sae 03_top_sentences    of a certain training
   RUN_ID=other-text 03_top_sentences    on the activations of another capture
   03_top_sentences --check              what it would cost
-  sbatch slurm/submit_top_sentences.sh  the same as a SLURM job";
-
-/// Latents whose sentences are in memory together in the second read.
-const LATENTS_AT_A_TIME: usize = 4096;
+  sbatch slurm/submit_top_sentences.sh  the same as a SLURM job
+  sbatch --array=0-7 slurm/submit_top_sentences.sh   in eight jobs, each with a share of the shards";
 
 /// Finds the sentences that excite each latent most, and makes a report of them.
 ///
 /// Reads the newest complete training (or SAE_RUN_ID) and the capture it was trained on (or
-/// RUN_ID), and writes YAML, JSONL and report.html into the training run.
+/// RUN_ID), and writes YAML, JSON lines and report.html into the training run: of each latent the best
+/// sentences, samples by strength and at random, a histogram, its neighbours, and the tokens that it
+/// promotes if the model is on this machine. In a job array each job reads a share of the shards, and
+/// the last one joins what all found; the files are the same for any number of jobs.
 #[derive(Parser, Debug)]
 #[command(name = "03_top_sentences", version, after_help = EXAMPLES)]
 pub struct TopSentences {
@@ -49,8 +53,13 @@ pub struct TopSentences {
     #[arg(long, env, default_value_t = 10, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     top_n: u16,
+    /// Decides which sentences are drawn for samples
+    #[arg(long, env, default_value_t = 0, value_name = "N")]
+    seed: u64,
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 impl Stage for TopSentences {
@@ -63,20 +72,15 @@ impl Stage for TopSentences {
     fn check(&self, context: &Context) -> Result<()> {
         let reader = self.reader.reader(&self.common)?;
         let input = self.open(context, &reader)?;
+        let share = self.share(context, &reader)?;
+        let rows = input.rows(&input.shards(share)).len();
         let p = &input.sae.params;
-        let weights = (p.w_enc.len() + p.w_dec.len()) * size_of::<f32>();
-        let lists = p.d_sae * 3 * usize::from(self.top_n) * 16;
-        let rows_per_sentence = input.set.rows() / (input.sentences().max(1) as usize);
-        let pairs = p.d_sae * 3 * usize::from(self.top_n);
-        // Per pair a token's text and a number of about ten digits, in the JSON lines.
-        let disk = pairs * rows_per_sentence * 20;
-        let block = pairs.min(LATENTS_AT_A_TIME * 3 * usize::from(self.top_n));
-        let memory = weights + lists + block * (rows_per_sentence * 32 + 200) + (192 << 20);
-        let flop = 2.0 * input.set.rows() as f64 * p.d_in as f64 * p.d_sae as f64;
+        let (memory, disk) = self.cost(&input);
+        let flop = 2.0 * rows as f64 * p.d_in as f64 * p.d_sae as f64;
         context.print(&format!(
             "training    {}\ncapture     {} ({} rows, {} sentences)\nhook        {} (d_in {})\n\
-             latents     {}\nmemory      up to {}\ndisk        up to {}\n\
-             arithmetic  {flop:.3e} FLOP on {} threads\n",
+             latents     {}\nshare       job {} of {}, {} rows\nmemory      up to {}\n\
+             disk        up to {}\narithmetic  {flop:.3e} FLOP on {} threads\n",
             input.training.run_id,
             input.capture.run_id,
             thousands(input.set.rows() as u64),
@@ -84,6 +88,9 @@ impl Stage for TopSentences {
             input.training.hook,
             p.d_in,
             thousands(p.d_sae as u64),
+            share.index + 1,
+            share.count,
+            thousands(rows as u64),
             bytes(memory as u64),
             bytes(disk as u64),
             context.threads,
@@ -94,122 +101,149 @@ impl Stage for TopSentences {
     fn run(&self, context: &Context) -> Result<()> {
         let reader = self.reader.reader(&self.common)?;
         let input = self.open(context, &reader)?;
-        let reporter = Reporter::new(context, &input.store_run, Self::SECTION, Share::WHOLE);
-        reporter.watch(|| {
-            reporter.begin("sentences", 0, input.sentences());
-            self.find(context, &input, &reader, &reporter)
-        })
+        let share = self.share(context, &reader)?;
+        let reporter = Reporter::new(context, &input.store_run, Self::SECTION, share);
+        reporter.watch(|| self.find(context, (&input, &reader), share, &reporter))
     }
 }
 
 impl TopSentences {
-    fn find(
-        &self,
-        context: &Context,
-        input: &Input,
-        reader: &Reader,
-        reporter: &Reporter,
-    ) -> Result<()> {
-        let tally = self.tally(context, input, reporter)?;
-        let dir = input.store_run.join("top_sentences");
-        let mut files = Files::create(&dir)?;
-        let mut report = Report::new(origin(input), &tally, self.top_n.into());
-        let d_sae = tally.latents().len();
-        for begin in (0..d_sae).step_by(LATENTS_AT_A_TIME) {
-            context.leave_if_asked("nothing is written before the end")?;
-            let latents = begin..(begin + LATENTS_AT_A_TIME).min(d_sae);
-            let details = detail::read(input, &tally, latents.clone())?;
-            for latent in latents {
-                files.write(latent, &tally, &details)?;
-                report.add(latent, &tally, &details);
-            }
-        }
-        let path = dir.join("report.html");
-        let mut page = Pending::create(path.clone())?;
-        page.write_all(report.render()?.as_bytes())?;
-        files.commit()?;
-        page.commit()?;
-        if let Some(mut mirror) = reader.mirror(&input.training.run_id, &input.store_run) {
-            mirror.push_directory("top_sentences")?;
-        }
-        let active = tally.latents().iter().filter(|l| l.fired > 0).count();
-        tracing::info!("{active} of {d_sae} latents are active; report: {}", path.display());
-        context.print(&format!("{}\n", path.display()));
-        Ok(())
-    }
-
     fn open(&self, context: &Context, reader: &Reader) -> Result<Input> {
         Input::open(reader, self.sae_run_id.as_deref(), self.common.run_id.as_deref(), context)
     }
 
-    /// The first pass, in chunks of whole sentences.
-    fn tally(&self, context: &Context, input: &Input, reporter: &Reporter) -> Result<Tally> {
-        let mut tally = Tally::new(input.sae.params.d_sae, self.top_n.into());
+    fn share(&self, context: &Context, reader: &Reader) -> Result<Share> {
+        let share = context.slurm.share(None, None)?;
+        if share.count > 1 && reader.is_remote() {
+            let what = "the jobs of an array find each other's parts in a directory, and STORE_DIR \
+                        is an object store";
+            return Err(
+                Failure::usage(what).hint("use one job, or a STORE_DIR that all jobs share")
+            );
+        }
+        Ok(share)
+    }
+
+    fn choice(&self) -> Choice {
+        Choice { top_n: self.top_n.into(), seed: self.seed }
+    }
+
+    /// Bytes of memory and of disk at most.
+    fn cost(&self, input: &Input) -> (usize, usize) {
+        let (p, choice) = (&input.sae.params, self.choice());
+        let rows_per_sentence = input.set.rows() / (input.sentences().max(1) as usize);
+        // The encoder has a copy of its own.
+        let weights = (2 * p.w_enc.len() + p.w_dec.len()) * size_of::<f32>();
+        let sketch = p.d_sae * Sketch::width(p.d_sae) * size_of::<i32>();
+        // Of two tallies, while parts are joined.
+        let tallies = 2 * (sketch + p.d_sae * (choice.bytes() + 512));
+        let block = p.d_sae.min(LATENTS_AT_A_TIME) * 3 * choice.kept() * rows_per_sentence * 8;
+        let pairs = p.d_sae * (3 * choice.top_n + Choice::EVEN + Choice::IMPORTANCE);
+        let lines = pairs * 120;
+        // Of each token an id and a text of about ten characters.
+        let sentences = input.set.rows().min(pairs * rows_per_sentence) * 20;
+        let cuts = input.set.rows() * size_of::<Cut>();
+        (weights + tallies + block + (256 << 20), lines + sentences + tallies / 2 + cuts)
+    }
+
+    fn find(
+        &self,
+        context: &Context,
+        (input, reader): (&Input, &Reader),
+        share: Share,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let (dir, digest) = (input.dir(), input.digest(self.choice())?);
+        let is_done = || Ok::<_, Failure>(data::whole(&dir)?.is_some_and(|o| o.digest == digest));
+        if !is_done()? {
+            fs_err::create_dir_all(dir.join(DIRECTORY))?;
+            let part = PartFiles::of(&dir, share, &digest);
+            let _mine =
+                Lock::take(&part.lock(), &format!("job {} of {}", share.index, share.count))?;
+            if !part.is_there()? {
+                self.part(context, (input, share), &part, reporter)?;
+            }
+            let parts = (0..share.count).map(|index| Share { index, ..share });
+            let parts: Vec<(Share, PartFiles)> =
+                parts.map(|share| (share, PartFiles::of(&dir, share, &digest))).collect();
+            let mut missing = vec![];
+            for (share, part) in &parts {
+                if !part.is_there()? {
+                    missing.push(share.index.to_string());
+                }
+            }
+            if !missing.is_empty() && !is_done()? {
+                tracing::info!(
+                    "this job's part is done; the last of jobs {} joins all",
+                    missing.join(", ")
+                );
+                return Ok(());
+            }
+            let _joining = Lock::wait(&dir.join(DIRECTORY).join("join.lock"))?;
+            if !is_done()? {
+                let logits = Logits::find(input, &self.hub);
+                let (tally, cuts) = self.joined(input, &parts)?;
+                Finish { input, tally, cuts, logits, digest: digest.clone() }
+                    .write(context, reporter)?;
+                fs_err::remove_dir_all(dir.join(DIRECTORY))?;
+            }
+        }
+        if let Some(mut mirror) = reader.mirror(&input.training.run_id, &input.store_run) {
+            mirror.push_directory("top_sentences")?;
+        }
+        context.print(&format!("{}\n", dir.join(data::REPORT).display()));
+        Ok(())
+    }
+
+    /// The first pass, over a share of the shards, in chunks of whole sentences.
+    fn part(
+        &self,
+        context: &Context,
+        (input, share): (&Input, Share),
+        part: &PartFiles,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let shards = input.shards(share);
+        let sentences = input.starts[shards.end] - input.starts[shards.start];
+        reporter.begin("sentences", 0, sentences);
+        let mut tally = Tally::new(input.sae.params.d_sae, self.choice());
         let mut encoder = input.sae.encoder();
-        let progress = context.progress("top sentences", input.sentences(), "sentences");
+        let progress = context.progress("top sentences", sentences, "sentences");
         let mut progress = progress.reported_by(reporter);
-        for shard in 0..input.set.shards() {
+        let mut writer = part.cuts_writer()?;
+        for shard in shards {
             let tokens = input.tokens(shard)?;
-            let first = input.set.first_row(shard);
             let mut begin = 0;
             while begin < tokens.sentences() {
-                context.leave_if_asked("nothing is written before the end")?;
-                let start = tokens.sentence_rows(begin).start;
-                let fits = |s: &usize| tokens.sentence_rows(*s).end - start <= input.chunk_rows();
-                let count = (begin..tokens.sentences()).take_while(fits).count().max(1);
-                let end = tokens.sentence_rows(begin + count - 1).end;
-                let range = first + start..first + end;
-                let active = input.encode(&mut encoder, std::slice::from_ref(&range));
-                for sentence in begin..begin + count {
-                    let rows = tokens.sentence_rows(sentence);
-                    let rows = (rows.start - start..rows.end - start).map(|row| active.row(row));
-                    tally.add(input.starts[shard] + sentence as u64, rows);
-                }
-                begin += count;
-                progress.advance(count as u64, range.len() as u64, "");
+                context.leave_if_asked("nothing of this pass is kept")?;
+                let seen = input.chunk(shard, &tokens, begin);
+                let first = input.set.first_row(shard) + tokens.sentence_rows(begin).start;
+                let rows = first..first + seen.last().map_or(0, |seen| seen.rows.end);
+                let active = input.encode(&mut encoder, rows.clone());
+                tally.add(&active, first as u64, &seen);
+                let cut = |row| Cut::of(input.sae.activation, active.row(row));
+                writer.push(&(0..rows.len()).map(cut).collect::<Vec<_>>())?;
+                begin += seen.len();
+                progress.advance(seen.len() as u64, rows.len() as u64, "");
             }
         }
         progress.finish("");
-        Ok(tally)
+        writer.commit()?;
+        part.write(&tally)
     }
-}
 
-/// What the report says about where it comes from.
-fn origin(input: &Input) -> Origin {
-    let (training, capture) = (&input.training, &input.capture);
-    let facts = vec![
-        ("training run", training.run_id.clone()),
-        ("capture run", capture.run_id.clone()),
-        ("model", format!("{} ({})", capture.model.id, capture.model.revision)),
-        ("hook", training.hook.clone()),
-        ("dataset", capture.dataset.source.clone()),
-        ("documents", thousands(capture.dataset.documents)),
-        ("SAE", format!("{}, d_in {}", input.sae.activation, input.sae.params.d_in)),
-        ("held-out FVU", format!("{:.4}", training.validation.fvu)),
-        ("made by", concat!("slurm-sae-pipeline ", env!("CARGO_PKG_VERSION")).to_owned()),
-    ];
-    type Curve = (&'static str, fn(&Record) -> f64);
-    let curves: [Curve; 6] = [
-        ("MSE", |r| r.mse),
-        ("FVU", |r| r.fvu),
-        ("L0", |r| r.l0),
-        ("auxiliary loss", |r| r.aux),
-        ("learning rate", |r| r.lr),
-        ("dead fraction", |r| r.dead_fraction),
-    ];
-    let points = |of: fn(&Record) -> f64| thinned(&input.history, of);
-    Origin {
-        title: format!("Latents of {}", training.run_id),
-        facts,
-        curves: curves.map(|(name, of)| (name, points(of))).into(),
+    /// The tallies of all parts together, and their cuts.
+    fn joined(&self, input: &Input, parts: &[(Share, PartFiles)]) -> Result<(Tally, AllCuts)> {
+        let d_sae = input.sae.params.d_sae;
+        let mut tally = Tally::new(d_sae, self.choice());
+        let mut cuts = vec![];
+        for (share, part) in parts {
+            tally.merge(&part.read(d_sae, self.choice())?);
+            let rows = input.rows(&input.shards(*share));
+            cuts.push((rows.start, part.cuts(rows.len())?));
+        }
+        Ok((tally, AllCuts(cuts)))
     }
-}
-
-/// At most about a thousand points of a curve; a figure that is no number is left out.
-fn thinned(history: &[Record], of: fn(&Record) -> f64) -> Vec<(u64, f64)> {
-    let every = history.len().div_ceil(1000).max(1);
-    let points = history.iter().step_by(every).map(|r| (r.step, of(r)));
-    points.filter(|(_, value)| value.is_finite()).collect()
 }
 
 #[cfg(test)]
@@ -272,15 +306,9 @@ mod tests {
         let failure = stage.run(&context(stopped)).unwrap_err();
         assert_eq!(failure.kind, Kind::Stopped);
         let dir = store.path().join("runs/sae/top_sentences");
-        assert!(!dir.exists());
+        let files = |dir: &std::path::Path| fs_err::read_dir(dir).unwrap().count();
+        assert_eq!((files(&dir), files(&dir.join(DIRECTORY))), (1, 1), "the lock alone");
         stage.run(&context(StopFlag::default())).unwrap();
-        assert_eq!(fs_err::read_dir(&dir).unwrap().count(), 5);
-    }
-
-    #[test]
-    fn files_that_are_not_committed_disappear() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Files::create(dir.path()).unwrap());
-        assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(files(&dir), 7);
     }
 }

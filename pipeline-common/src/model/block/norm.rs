@@ -1,6 +1,6 @@
 //! Norms with their weights.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::super::{ModelError, weights::Weights};
 use crate::kernels::norm;
@@ -83,6 +83,17 @@ impl Norm {
             Self::None => Ok(x.clone()),
             Self::Rms { weight, eps } => norm::rms_norm(x, weight, *eps),
             Self::Layer { weight, bias, eps } => norm::layer_norm(x, weight, bias, *eps),
+        }
+    }
+
+    /// The norm of [rows, d] without what it divides by and without a bias: its linear part.
+    pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::None => Ok(x.clone()),
+            Self::Rms { weight, .. } => x.broadcast_mul(weight),
+            Self::Layer { weight, .. } => {
+                x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?.broadcast_mul(weight)
+            }
         }
     }
 

@@ -110,6 +110,17 @@ impl Transformer {
         }
         Ok(())
     }
+
+    /// What is added to the logits for directions of the residual stream before the last norm, without
+    /// the norm's division.
+    pub fn lens(&self, directions: &Tensor) -> candle_core::Result<Tensor> {
+        let Some((head, config)) = &self.head else {
+            candle_core::bail!("the head was not loaded");
+        };
+        let normed = self.norm.as_ref().map(|norm| norm.linear(directions)).transpose()?;
+        let products = head.forward(normed.as_ref().unwrap_or(directions))?;
+        config.divisor.map_or(Ok(products.clone()), |divisor| products / divisor)
+    }
 }
 
 impl Embedding {

@@ -5,12 +5,10 @@ use serde::Serialize;
 
 use super::figures::Quantiles;
 use crate::{
-    kernels::{
-        product::{Matrix, Write, product},
-        vector::{max, simd},
-    },
+    kernels::vector::{max, simd},
     sae::{
         Sae,
+        pairs::unit_rows,
         parameters::squared,
         random::{Normal, Purpose},
     },
@@ -19,10 +17,6 @@ use crate::{
 /// Latents compared with all others at most: their number times d_sae times d_out is the work.
 pub const COMPARED: usize = 32_768;
 
-/// Latents compared at a time.
-const BLOCK: usize = 512;
-/// With so many others at a time: 8 MiB of products.
-const TILE: usize = 4096;
 /// Cosines above this are near-duplicates.
 const ALIKE: f64 = 0.9;
 
@@ -124,33 +118,18 @@ fn largest_cosines<E>(
     matrix: &[f32],
     width: usize,
     latents: &[usize],
-    mut advance: impl FnMut(usize) -> Result<(), E>,
+    advance: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<f64>, E> {
-    let mut all = Vec::with_capacity(latents.len());
-    let mut products = vec![];
-    for block in latents.chunks(BLOCK) {
-        let rows = block.iter().map(|l| &matrix[l * width..(l + 1) * width]);
-        let mine = unit_rows(&rows.flatten().copied().collect::<Vec<_>>(), width);
-        let mut largest = vec![0.0_f32; block.len()];
-        for (n, tile) in matrix.chunks(TILE * width).enumerate() {
-            let (first, others) = (n * TILE, tile.len() / width);
-            let theirs = unit_rows(tile, width);
-            products.resize(block.len() * others, 0.0);
-            let b = Matrix::new(&theirs, others, width).t();
-            product(Matrix::new(&mine, block.len(), width), b, &mut products, Write::Replace);
-            let rows = products.par_chunks_mut(others).zip(block).zip(&mut largest);
-            rows.for_each(|((row, latent), largest)| {
-                if let Some(own) = latent.checked_sub(first).and_then(|l| row.get_mut(l)) {
-                    *own = 0.0;
-                }
-                *largest = largest.max(largest_magnitude(row));
-            });
+    let mut largest = vec![0.0_f32; latents.len()];
+    let visit = |largest: &mut f32, latent: usize, first: usize, row: &mut [f32]| {
+        if let Some(own) = latent.checked_sub(first).and_then(|l| row.get_mut(l)) {
+            *own = 0.0;
         }
-        // Rounding takes the cosine of equal directions above 1.
-        all.extend(largest.iter().map(|c| f64::from(c.min(1.0))));
-        advance(block.len())?;
-    }
-    Ok(all)
+        *largest = largest.max(largest_magnitude(row));
+    };
+    unit_rows(matrix, width).products((latents, &mut largest), visit, advance)?;
+    // Rounding takes the cosine of equal directions above 1.
+    Ok(largest.iter().map(|c| f64::from(c.min(1.0))).collect())
 }
 
 fn largest_magnitude(row: &mut [f32]) -> f32 {
@@ -171,18 +150,6 @@ fn norm(row: &[f32]) -> f64 {
 
 fn norms(matrix: &[f32], width: usize) -> Vec<f64> {
     matrix.par_chunks(width).map(norm).collect()
-}
-
-/// The rows of `[n, width]` at norm 1; those of zeros stay.
-fn unit_rows(matrix: &[f32], width: usize) -> Vec<f32> {
-    let mut out = matrix.to_vec();
-    out.par_chunks_mut(width).for_each(|row| {
-        let norm = norm(row);
-        if norm > 0.0 {
-            row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
-        }
-    });
-    out
 }
 
 /// 0 where either is zero.
@@ -212,7 +179,7 @@ mod tests {
     /// The plain loop in f64, over more latents than a block and a tile have.
     #[test]
     fn cosines_are_those_of_the_plain_loop() {
-        let (d_in, d_sae) = (5, TILE + 37);
+        let (d_in, d_sae) = (5, 4133);
         let mut sae = random_sae(d_in, d_sae, Activation::Relu);
         // A zero row, one twice as long, and an opposite pair.
         sae.params.w_dec[..d_in].fill(0.0);
