@@ -20,7 +20,7 @@ use super::{
     signature::{Shingles, hash},
     tally::Tally,
 };
-use crate::stage::{Context, Reporter, Result};
+use crate::stage::{Context, Result};
 
 /// Latents whose sentences are in memory together.
 pub(super) const LATENTS_AT_A_TIME: usize = 4096;
@@ -62,13 +62,12 @@ impl Finish<'_> {
     ///
     /// # Errors
     /// Files that cannot be read or written; a stop.
-    pub fn write(mut self, context: &Context, reporter: &Reporter) -> Result<()> {
+    pub fn write(mut self, context: &Context) -> Result<()> {
         let neighbours = self.neighbours(context)?;
         let (dir, d_sae) = (self.input.dir(), self.tally.latents.len());
         let mut files = Files::create(&dir)?;
         let mut named = BTreeSet::new();
-        let progress = context.progress("latents", d_sae as u64, "latents");
-        let mut progress = progress.reported_by(reporter);
+        let mut progress = context.progress("latents", d_sae as u64, "latents");
         for begin in (0..d_sae).step_by(LATENTS_AT_A_TIME) {
             context.leave_if_asked(SAVED)?;
             let latents = begin..d_sae.min(begin + LATENTS_AT_A_TIME);

@@ -22,7 +22,7 @@ use crate::{
     },
     shard::{ShardSet, TokenFile, format},
     slurm::Share,
-    stage::{Context, Failure, Result, store::Pointer},
+    stage::{Context, Failure, Result, heartbeat, store::Pointer},
 };
 
 /// Sparse latents kept at a time, in bytes; without a fixed k each row has room for all.
@@ -82,6 +82,13 @@ impl Input {
     /// Where the results go.
     pub fn dir(&self) -> PathBuf {
         self.store_run.join("top_sentences")
+    }
+
+    /// A lock file of the stage, beside the progress files: it stays when its holder is gone.
+    pub fn lock(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.store_run.join(heartbeat::DIRECTORY);
+        fs_err::create_dir_all(&dir)?;
+        Ok(dir.join(format!("top_sentences-{name}.lock")))
     }
 
     /// What the results are of: equal digests, equal results.

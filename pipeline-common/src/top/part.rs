@@ -67,11 +67,6 @@ impl PartFiles {
         Self { tally: file("safetensors"), cuts: file("cuts"), digest: digest.to_owned() }
     }
 
-    /// The lock of whoever makes the part.
-    pub fn lock(&self) -> PathBuf {
-        self.tally.with_extension("lock")
-    }
-
     /// Whether the part is there and is of the same.
     ///
     /// # Errors
@@ -91,6 +86,9 @@ impl PartFiles {
     /// # Errors
     /// A file that cannot be made.
     pub fn cuts_writer(&self) -> Result<CutsWriter> {
+        if let Some(dir) = self.cuts.parent() {
+            fs_err::create_dir_all(dir)?;
+        }
         Ok(CutsWriter(Pending::create(self.cuts.clone())?))
     }
 

@@ -156,10 +156,11 @@ impl TopSentences {
         let (dir, digest) = (input.dir(), input.digest(self.choice())?);
         let is_done = || Ok::<_, Failure>(data::whole(&dir)?.is_some_and(|o| o.digest == digest));
         if !is_done()? {
-            fs_err::create_dir_all(dir.join(DIRECTORY))?;
             let part = PartFiles::of(&dir, share, &digest);
-            let _mine =
-                Lock::take(&part.lock(), &format!("job {} of {}", share.index, share.count))?;
+            let _mine = Lock::take(
+                &input.lock(&format!("{}-of-{}", share.index, share.count))?,
+                &format!("job {} of {}", share.index, share.count),
+            )?;
             if !part.is_there()? {
                 self.part(context, (input, share), &part, reporter)?;
             }
@@ -179,12 +180,11 @@ impl TopSentences {
                 );
                 return Ok(());
             }
-            let _joining = Lock::wait(&dir.join(DIRECTORY).join("join.lock"))?;
+            let _joining = Lock::wait(&input.lock("join")?)?;
             if !is_done()? {
                 let logits = Logits::find(input, &self.hub);
                 let (tally, cuts) = self.joined(input, &parts)?;
-                Finish { input, tally, cuts, logits, digest: digest.clone() }
-                    .write(context, reporter)?;
+                Finish { input, tally, cuts, logits, digest: digest.clone() }.write(context)?;
                 fs_err::remove_dir_all(dir.join(DIRECTORY))?;
             }
         }
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(failure.kind, Kind::Stopped);
         let dir = store.path().join("runs/sae/top_sentences");
         let files = |dir: &std::path::Path| fs_err::read_dir(dir).unwrap().count();
-        assert_eq!((files(&dir), files(&dir.join(DIRECTORY))), (1, 1), "the lock alone");
+        assert_eq!((files(&dir), files(&dir.join(DIRECTORY))), (1, 0));
         stage.run(&context(StopFlag::default())).unwrap();
         assert_eq!(files(&dir), 7);
     }
