@@ -19,6 +19,7 @@
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files; convert_sae |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
+//! | [`web`] | stage 05: a page and an interface to browse latents, see them in a text, steer with them |
 //! | [`verify`] | verify_shards: a capture run checked and repaired |
 //! | [`status`] | pipeline_status: all workers of a run in one table |
 //! | [`plan`] | discover_layers: a model's hooks and what reading them costs; plan_run: what a training costs and will come to |
@@ -50,3 +51,4 @@ pub mod text;
 pub mod top;
 pub mod torch;
 pub mod verify;
+pub mod web;

@@ -27,6 +27,8 @@ pub enum Purpose {
     Latents = 7,
     /// Rows in place of activations, where only time is measured.
     Probe = 8,
+    /// Tokens of a continuation.
+    Tokens = 32,
 }
 
 /// A stream of standard normal numbers (Box & Muller 1958).

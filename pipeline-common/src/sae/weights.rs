@@ -85,7 +85,10 @@ impl Sae {
 
     /// The active latents of `rows`, `[n, d_in]` row-major.
     pub fn encode(&self, rows: &[f32]) -> SparseRows {
-        self.encode_with(&mut self.encoder(), rows)
+        let (p, input) = (&self.params, &*self.centred(rows));
+        let mut encoder = Encoder::default();
+        encoder.load_for(&p.w_enc, p.d_in, DType::F32, input);
+        self.active(&mut encoder, input)
     }
 
     /// The encoder, for [`Self::encode_with`]: laying out the weights costs as much as a few rows.
@@ -97,7 +100,12 @@ impl Sae {
 
     /// As [`Self::encode`], with what [`Self::encoder`] gave.
     pub fn encode_with(&self, encoder: &mut Encoder, rows: &[f32]) -> SparseRows {
-        let (p, input) = (&self.params, &*self.centred(rows));
+        self.active(encoder, &self.centred(rows))
+    }
+
+    /// The active latents of what [`Self::centred`] gave, which the encoder has weights for.
+    fn active(&self, encoder: &mut Encoder, input: &[f32]) -> SparseRows {
+        let p = &self.params;
         let mut out = SparseRows::default();
         let shift = Shift { b_enc: &p.b_enc, norms: None };
         match self.activation {

@@ -7,18 +7,18 @@
 use std::ops::AddAssign;
 
 use candle_core::Tensor;
-use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use clap::{Args, builder::BoolishValueParser};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{bootstrap, input::Input};
 use crate::{
-    capture::{CaptureMeta, Precision},
+    capture::{CapturedModel, CapturedModelArgs},
     kernels::host,
     model::{self, Hook, HookedModel, ModelInfo, Packed, Point, scores::Prediction},
     sae::{Sae, encode::Encoder},
     stage::{Context, Failure, Result},
-    text::{Hub, HubArgs, Tokenizer},
+    text::Tokenizer,
 };
 
 /// Scores of predictions kept at a time, for each of two passes: 128 MiB.
@@ -35,14 +35,8 @@ pub struct SpliceArgs {
     #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub with_model: bool,
-    /// Hub id or folder of the model [default: the capture's]
-    #[arg(long, env, value_name = "ID")]
-    model_id: Option<String>,
-    /// Branch, tag or commit of the model on the hub [default: the capture's commit]
-    #[arg(long, env)]
-    revision: Option<String>,
     #[command(flatten)]
-    hub: HubArgs,
+    model: CapturedModelArgs,
 }
 
 /// Sums over predictions, in nats.
@@ -181,19 +175,11 @@ impl<'a> Splice<'a> {
         input: &'a Input,
     ) -> Result<Self> {
         let capture = &input.capture;
-        let id = args.model_id.as_deref().unwrap_or(&capture.model.id);
-        let revision = args.revision.as_deref().or(capture.model.commit()).unwrap_or("main");
-        let snapshot = Hub::new(&args.hub).model_dir(id, revision, true)?;
-        let info = ModelInfo::from_dir(&snapshot.dir)?;
-        let setting = |key| capture.config.value(key);
-        let chat = setting("prompt_template") == Some("chat");
-        let tokenizer = Tokenizer::load(&snapshot.dir)?.adding_special(!chat);
-        must_be_the_captures(capture, id, &tokenizer)?;
-        let hooks = hooks(input, &info, id)?;
-        let precision = setting("dtype").and_then(|name| Precision::from_str(name, true).ok());
-        let precision = precision.unwrap_or(Precision::F32).dtype();
-        let model = model::load(&snapshot.dir, &hooks, &model::device(device)?, precision)?;
-        let max_length = setting("max_length").and_then(|n| n.parse().ok());
+        let CapturedModel { id, dir, info, tokenizer, precision } =
+            CapturedModel::find(capture, &args.model)?;
+        let hooks = hooks(input, &info, &id)?;
+        let model = model::load(&dir, &hooks, &model::device(device)?, precision)?;
+        let max_length = capture.config.value("max_length").and_then(|n| n.parse().ok());
         let max_length = max_length.unwrap_or(info.context_length);
         context.leave_if_asked("nothing is written before the end")?;
         Ok(Self { sae: &input.sae, model, tokenizer, max_length, hooks })
@@ -439,18 +425,6 @@ fn hooks(input: &Input, info: &ModelInfo, id: &str) -> Result<[Hook; 3]> {
     }
     let logits = Hook { layer: None, point: Point::Logits };
     Ok([encoded, replaced, logits])
-}
-
-/// Other tokens would be other rows.
-fn must_be_the_captures(capture: &CaptureMeta, id: &str, tokenizer: &Tokenizer) -> Result<()> {
-    if tokenizer.fingerprint() == capture.model.tokenizer {
-        return Ok(());
-    }
-    let what = format!(
-        "tokenizer.json of `{id}` is not that of `{}` (revision {}), with which run `{}` was captured",
-        capture.model.id, capture.model.revision, capture.run_id
-    );
-    Err(Failure::input(what).hint("set MODEL_ID and REVISION to the capture's model"))
 }
 
 #[cfg(test)]

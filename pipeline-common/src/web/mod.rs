@@ -1,0 +1,33 @@
+//! Stage 05: a page and an HTTP interface to browse latents, see them in a text, steer with them.
+//!
+//! Everything is read straight from the store; nothing is written. The interface is documented in
+//! `assets/explore/openapi.json`, which the server hands out.
+//!
+//! `stage` opens the store and starts `server`, which accepts connections within limits; `guard`
+//! lets requests in; `routes` maps them to handlers. Of the data, `catalog` knows the runs, `browse`
+//! the latents of one SAE with `names`, `table` sorts and filters them, `index` finds them by text,
+//! `sketch` reads the little of a record that they need, `detail` answers about a single one, `compare`
+//! finds a latent in another SAE and `strength` says how strongly to steer. Of the model, `engine`
+//! holds it, `complete` reads a text, `steer` changes activations, `generate` writes with `sample` and
+//! `writing`; `gate` bounds how many wait for it.
+//!
+//! Handlers that read or compute run on blocking threads, never on the executor.
+
+mod answer;
+mod assets;
+mod browse;
+mod catalog;
+mod compare;
+mod detail;
+mod guard;
+mod index;
+mod names;
+mod routes;
+mod search;
+mod server;
+mod shelf;
+mod stage;
+mod strength;
+mod table;
+
+pub use stage::Explore;

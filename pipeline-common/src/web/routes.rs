@@ -1,0 +1,203 @@
+//! Addresses and the handlers behind them.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{FromRequestParts, Path, Request, State, rejection::PathRejection},
+    http::{Response, StatusCode, header, request::Parts},
+    middleware::{self, Next},
+    response::IntoResponse,
+    routing::get,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    answer::{Answer, Refusal, json, raw},
+    assets,
+    browse::{Library, Opened},
+    compare, detail, guard, search, strength, table,
+};
+
+/// Bytes of a request's body at most.
+const BODY: usize = 256 << 10;
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// How long reading files may take.
+const READING: Duration = Duration::from_secs(60);
+
+/// What handlers share.
+#[derive(Debug)]
+pub(super) struct App {
+    pub guard: guard::Guard,
+    pub library: Library,
+}
+
+type Shared = State<Arc<App>>;
+type Segment = Result<Path<String>, PathRejection>;
+type Segments = Result<Path<(String, String)>, PathRejection>;
+
+/// All addresses.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(|| async { file("index.html") }))
+        .route("/assets/{name}", get(asset))
+        .route("/api/openapi.json", get(|| async { file("openapi.json") }))
+        .route("/api/runs", get(runs))
+        .route("/api/saes", get(saes))
+        .route("/api/saes/{sae}", get(sae))
+        .route("/api/saes/{sae}/latents", get(latents))
+        .route("/api/saes/{sae}/latents/{latent}", get(latent))
+        .route("/api/saes/{sae}/latents/{latent}/strength", get(strength_of))
+        .route("/api/saes/{sae}/sentences/{sentence}", get(sentence))
+        .route("/api/search", get(search_all))
+        .route("/api/compare", get(compare_two))
+        .fallback(|| async { Refusal::missing("there is nothing at this address") })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this address has another method")
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), guarded))
+        .with_state(app)
+}
+
+/// Lets requests in, and adds to every answer what keeps the page safe.
+async fn guarded(State(app): Shared, request: Request, next: Next) -> Response<Body> {
+    let mut response = match app.guard.admit(request.uri(), request.headers()) {
+        Err(refusal) => refusal.into_response(),
+        Ok(cookie) => {
+            let mut response = next.run(request).await;
+            if let Some(cookie) = cookie {
+                response.headers_mut().insert(header::SET_COOKIE, cookie);
+            }
+            response
+        }
+    };
+    guard::protect(response.headers_mut());
+    response
+}
+
+fn file(name: &str) -> Response<Body> {
+    let Some((media, bytes)) = assets::find(name) else {
+        return Refusal::missing("there is no such file").into_response();
+    };
+    ([(header::CONTENT_TYPE, media)], Bytes::from_static(bytes)).into_response()
+}
+
+async fn asset(name: Segment) -> Response<Body> {
+    name.map_or_else(
+        |rejection| Refusal::missing(rejection.body_text()).into_response(),
+        |Path(name)| file(&name),
+    )
+}
+
+/// Parameters of an address.
+struct Query<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        let query = query.map_err(|e| Refusal::bad(e.body_text()))?;
+        Ok(Self(query.0))
+    }
+}
+
+/// Work on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        tracing::error!("a request failed: {e}");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Err(Refusal::new(status, "a defect of this program; its log says more"))
+    })
+}
+
+/// Files read for an answer.
+async fn reading<T: Send + 'static>(
+    app: Arc<App>,
+    work: impl FnOnce(&Library) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let work = blocking(move || work(&app.library));
+    tokio::time::timeout(READING, work).await.unwrap_or_else(|_| {
+        let what = format!("reading took longer than {} s", READING.as_secs());
+        Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, what).retry(10))
+    })
+}
+
+/// As [`reading`], of one SAE.
+async fn of_sae<T: Send + 'static>(
+    app: Arc<App>,
+    sae: String,
+    work: impl FnOnce(&Library, &Opened) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    reading(app, move |library| work(library, &library.open(&sae)?)).await
+}
+
+fn shown<T: Serialize>(value: &T) -> Response<Body> {
+    json(StatusCode::OK, value)
+}
+
+fn part<T>(path: Result<Path<T>, PathRejection>) -> Answer<T> {
+    path.map(|Path(part)| part).map_err(|e| Refusal::missing(e.body_text()))
+}
+
+async fn runs(State(app): Shared) -> Answer<Response<Body>> {
+    reading(app, |library| Ok(shown(&library.runs()?))).await
+}
+
+async fn saes(State(app): Shared) -> Answer<Response<Body>> {
+    reading(app, |library| Ok(shown(&library.list()?))).await
+}
+
+async fn sae(State(app): Shared, sae: Segment) -> Answer<Response<Body>> {
+    of_sae(app, part(sae)?, |library, opened| Ok(shown(&library.detail(opened)?))).await
+}
+
+async fn latents(
+    State(app): Shared,
+    sae: Segment,
+    Query(query): Query<table::Query>,
+) -> Answer<Response<Body>> {
+    let work = move |library: &_, opened: &_| Ok(shown(&table::page(library, opened, &query)?));
+    of_sae(app, part(sae)?, work).await
+}
+
+async fn latent(State(app): Shared, path: Segments) -> Answer<Response<Body>> {
+    let (sae, latent) = part(path)?;
+    of_sae(app, sae, move |_, opened| {
+        Ok(raw(StatusCode::OK, detail::latent(opened, opened.latent(&latent)?)?))
+    })
+    .await
+}
+
+async fn strength_of(State(app): Shared, path: Segments) -> Answer<Response<Body>> {
+    let (sae, latent) = part(path)?;
+    of_sae(app, sae, move |library, opened| {
+        Ok(shown(&strength::strength(library, opened, opened.latent(&latent)?)?))
+    })
+    .await
+}
+
+async fn sentence(State(app): Shared, path: Segments) -> Answer<Response<Body>> {
+    let (sae, number) = part(path)?;
+    let work =
+        move |library: &_, opened: &_| Ok(shown(&detail::sentence(library, opened, &number)?));
+    of_sae(app, sae, work).await
+}
+
+async fn search_all(
+    State(app): Shared,
+    Query(query): Query<search::Query>,
+) -> Answer<Response<Body>> {
+    reading(app, move |library| Ok(shown(&search::search(library, &query)?))).await
+}
+
+async fn compare_two(
+    State(app): Shared,
+    Query(query): Query<compare::Query>,
+) -> Answer<Response<Body>> {
+    reading(app, move |library| Ok(shown(&compare::compare(library, &query)?))).await
+}
