@@ -21,6 +21,29 @@ impl Cache {
         Self { layers: vec![], lengths: vec![0; sentences] }
     }
 
+    /// What it remembers of some of its sentences, in the order given; one may be given twice, to be
+    /// continued in two ways.
+    ///
+    /// # Errors
+    /// What the device reports. A sentence that does not exist is the caller's mistake and panics.
+    pub fn of(&self, sentences: &[usize]) -> Result<Self> {
+        let begins: Vec<usize> =
+            self.lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+        let pick = |tensor: &Tensor| {
+            let parts = sentences.iter().filter(|s| self.lengths[**s] > 0);
+            let parts = parts.map(|s| tensor.narrow(0, begins[*s], self.lengths[*s]));
+            Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+        };
+        let lengths: Vec<usize> = sentences.iter().map(|s| self.lengths[*s]).collect();
+        let layers = match lengths.iter().sum() {
+            0 => vec![],
+            _ => {
+                self.layers.iter().map(|(k, v)| Ok((pick(k)?, pick(v)?))).collect::<Result<_>>()?
+            }
+        };
+        Ok(Self { layers, lengths })
+    }
+
     /// Tokens of each sentence that were read.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths

@@ -136,6 +136,11 @@ impl ModelInfo {
         }
     }
 
+    /// Whether tokens do not see what follows them: whether the model can write.
+    pub fn is_causal(&self) -> bool {
+        self.block_costs().iter().all(|(_, sees)| sees.ahead == 0)
+    }
+
     /// Of each block, the multiplications by weights that it costs a token, and the keys that a token
     /// sees.
     pub(super) fn block_costs(&self) -> Vec<(f64, Sees)> {

@@ -172,8 +172,7 @@ impl HookedModel for Loaded {
         hooks: &[Hook],
         visit: &mut Visit<'_>,
     ) -> Result<(), ModelError> {
-        let causal = self.info.block_costs().iter().all(|(_, sees)| sees.ahead == 0);
-        let message = if !causal {
+        let message = if !self.info.is_causal() {
             format!("{} reads in both directions: what follows changes all", self.info.architecture)
         } else if cache.lengths().len() + 1 != batch.starts.len() {
             format!(

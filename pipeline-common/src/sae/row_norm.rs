@@ -35,6 +35,11 @@ impl RowNorm {
             out.iter_mut().for_each(|y| *y = *y * (deviation + self.restore_eps) + mean);
         });
     }
+
+    /// What [`Self::restore`] multiplies by where `row` was standardised.
+    pub fn spread(self, row: &[f32]) -> f32 {
+        moments(row).1 + self.restore_eps
+    }
 }
 
 /// Mean and standard deviation of a row.

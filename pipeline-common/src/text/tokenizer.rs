@@ -228,6 +228,11 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| self.failed(e))
     }
 
+    /// Whether an id is of a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
     /// The piece of one id as the vocabulary spells it.
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

@@ -37,6 +37,16 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, error)
     }
 
+    /// Nobody waits for the answer.
+    pub fn gone() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "nobody waits for the answer any more")
+    }
+
+    /// The server ends.
+    pub fn stopped() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server was asked to stop")
+    }
+
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }

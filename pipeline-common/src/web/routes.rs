@@ -5,20 +5,28 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{FromRequestParts, Path, Request, State, rejection::PathRejection},
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State,
+        rejection::PathRejection,
+    },
     http::{Response, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     answer::{Answer, Refusal, json, raw},
     assets,
     browse::{Library, Opened},
-    compare, detail, guard, search, strength, table,
+    catalog, compare, complete, detail,
+    engine::Engine,
+    generate::{self, Lines},
+    guard, search, strength, table,
 };
+use crate::stage::StopFlag;
 
 /// Bytes of a request's body at most.
 const BODY: usize = 256 << 10;
@@ -32,6 +40,8 @@ const READING: Duration = Duration::from_secs(60);
 pub(super) struct App {
     pub guard: guard::Guard,
     pub library: Library,
+    pub engine: Engine,
+    pub stop: StopFlag,
 }
 
 type Shared = State<Arc<App>>;
@@ -53,10 +63,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/saes/{sae}/sentences/{sentence}", get(sentence))
         .route("/api/search", get(search_all))
         .route("/api/compare", get(compare_two))
+        .route("/api/complete", post(complete_text))
+        .route("/api/generate", post(generate_text))
         .fallback(|| async { Refusal::missing("there is nothing at this address") })
         .method_not_allowed_fallback(|| async {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this address has another method")
         })
+        .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn_with_state(app.clone(), guarded))
         .with_state(app)
 }
@@ -110,9 +123,13 @@ async fn blocking<T: Send + 'static>(
 ) -> Answer<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
         tracing::error!("a request failed: {e}");
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Err(Refusal::new(status, "a defect of this program; its log says more"))
+        Err(defect())
     })
+}
+
+fn defect() -> Refusal {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Refusal::new(status, "a defect of this program; its log says more")
 }
 
 /// Files read for an answer.
@@ -200,4 +217,58 @@ async fn compare_two(
     Query(query): Query<compare::Query>,
 ) -> Answer<Response<Body>> {
     reading(app, move |library| Ok(shown(&compare::compare(library, &query)?))).await
+}
+
+/// A request's body, within limits of size and time.
+async fn body<T: DeserializeOwned>(request: Request) -> Answer<T> {
+    let media = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let media = media.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
+    // What another site's form may send is no JSON.
+    if !media.eq_ignore_ascii_case("application/json") {
+        let what = format!("the body is `{}`, not application/json", catalog::shown(media));
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
+    }
+    let bytes = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, &())).await;
+    let bytes = bytes.map_err(|_| {
+        let what = format!("the body took longer than {} s", BODY_TIME.as_secs());
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, what)
+    })?;
+    let bytes = bytes.map_err(|e| Refusal::new(e.status(), e.body_text()))?;
+    serde_json::from_slice(&bytes).map_err(|e| Refusal::bad(format!("the body: {e}")))
+}
+
+async fn complete_text(State(app): Shared, request: Request) -> Answer<Response<Body>> {
+    let request: complete::Request = body(request).await?;
+    let turn = app.engine.gate.enter()?.turn().await;
+    let (sender, answer) = oneshot::channel();
+    let work = blocking(move || {
+        let wanted = || !sender.is_closed() && !app.stop.requested();
+        let completed = complete::complete((&app.library, &app.engine), &request, &wanted);
+        drop(turn);
+        // Whoever asked may have gone.
+        drop(sender.send(completed.map(|completed| shown(&completed))));
+        Ok(())
+    });
+    work.await?;
+    answer.await.unwrap_or_else(|_| Err(Refusal::gone()))
+}
+
+async fn generate_text(State(app): Shared, request: Request) -> Answer<Response<Body>> {
+    let request: generate::Request = body(request).await?;
+    request.check()?;
+    let turn = app.engine.gate.enter()?.turn().await;
+    let (sender, receiver) = mpsc::channel(request.lines());
+    let (ready, answer) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let lines = Lines { sender, stop: app.stop.clone() };
+        generate::generate((&app.library, &app.engine), &request, &lines, ready);
+        drop(turn);
+    });
+    // A sender that is dropped without a word has panicked.
+    answer.await.unwrap_or_else(|_| Err(defect()))?;
+    let lines = futures_util::stream::unfold(receiver, |mut receiver| async {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), receiver))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use super::{
     browse::Library,
     catalog::Catalog,
+    engine::Engine,
     guard::Guard,
     routes::{self, App},
     server,
@@ -123,7 +124,10 @@ impl Stage for Explore {
         let token = if self.server.no_auth { None } else { Some(random_token()?) };
         let host = crate::stage::heartbeat::host();
         let guard = Guard::new(token.clone(), vec![host, self.server.listen.clone()]);
-        let app = Arc::new(App { guard, library: Library::new(catalog) });
+        let waiting = usize::from(self.server.explore_queue);
+        let engine = Engine::new(self.model.clone(), self.common.device.clone(), waiting);
+        let app = App { guard, library: Library::new(catalog), engine, stop: context.stop.clone() };
+        let app = Arc::new(app);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(TALKING)
             .max_blocking_threads(WORKING)

@@ -105,7 +105,9 @@ impl Transformer {
         if let Some(norm) = &self.norm {
             x = tape.at(Point::FinalNorm, norm.forward(&x)?)?;
         }
-        if let Some((head, config)) = &self.head {
+        if let Some((head, config)) = &self.head
+            && tape.wants(Point::Logits)
+        {
             tape.at(Point::Logits, config.scores(head.forward(&x)?)?)?;
         }
         Ok(())
