@@ -16,10 +16,11 @@ use pipeline_common::{
     status::PipelineStatus,
     top::TopSentences,
     verify::VerifyShards,
+    web::Explore,
 };
 
 use super::workload::{
-    CONVERT, Contents, DISCOVER, EVALUATE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY,
+    CONVERT, Contents, DISCOVER, EVALUATE, EXPLORE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY,
     Workload, sentences, succeed,
 };
 
@@ -29,7 +30,7 @@ type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 /// Those that a configuration is for; the others have settings of the moment alone.
 const STAGES: [&str; 6] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER, PLAN];
 
-fn commands() -> [(&'static str, clap::Command); 10] {
+fn commands() -> [(&'static str, clap::Command); 11] {
     [
         (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
@@ -41,6 +42,7 @@ fn commands() -> [(&'static str, clap::Command); 10] {
         (CONVERT, ConvertSae::command()),
         (EVALUATE, EvaluateSae::command()),
         (PLAN, PlanRun::command()),
+        (EXPLORE, Explore::command()),
     ]
 }
 

@@ -28,9 +28,7 @@ pub(super) struct Name {
 impl Name {
     /// Balanced accuracy of detection, if it was scored.
     pub fn score(&self) -> Option<f64> {
-        let detection = &self.scores["detection"];
-        let fields = ["balanced_accuracy", "accuracy", "value", "score"];
-        detection.as_f64().or_else(|| fields.iter().find_map(|field| detection[*field].as_f64()))
+        self.scores["detection"]["value"].as_f64()
     }
 }
 
@@ -95,9 +93,9 @@ mod tests {
         let lines = concat!(
             r#"{"latent":3,"label":"old"}"#,
             "\n\n",
-            r#"{"latent":3,"label":"Dogs","description":"pets","scores":{"detection":0.75},"x":1}"#,
+            r#"{"latent":3,"label":"Dogs","description":"pets","scores":{"detection":{"value":0.75}},"x":1}"#,
             "\n",
-            r#"{"latent":1,"label":"cats","scores":{"detection":{"balanced_accuracy":0.5}}}"#,
+            r#"{"latent":1,"label":"cats","scores":{"detection":{"value":0.5}}}"#,
         );
         fs_err::write(dir.path().join(FILE), lines).unwrap();
         let names = Names::read(dir.path()).unwrap();
