@@ -20,8 +20,8 @@ use pipeline_common::{
 };
 
 use super::workload::{
-    CONVERT, Contents, DISCOVER, EVALUATE, EXPLORE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN, VERIFY,
-    Workload, sentences, succeed,
+    CONVERT, Contents, DISCOVER, EVALUATE, EXPLORE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN,
+    VERIFY, Workload, sentences, succeed,
 };
 
 /// Variables and arguments that mean the same.

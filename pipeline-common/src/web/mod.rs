@@ -4,10 +4,10 @@
 //! `assets/explore/openapi.json`, which the server hands out.
 //!
 //! `stage` opens the store and starts `server`, which accepts connections within limits; `guard`
-//! lets requests in; `routes` maps them to handlers. Of the data, `catalog` knows the runs, `browse`
-//! the latents of one SAE with `names`, `table` sorts and filters them, `index` finds them by text,
-//! `sketch` reads the little of a record that they need, `detail` answers about a single one, `compare`
-//! finds a latent in another SAE and `strength` says how strongly to steer. Of the model, `engine`
+//! lets requests in; `routes` maps them to handlers, `assets` has the page. Of the data, `catalog` knows the runs, `browse`
+//! the latents of one SAE with `names`, `table` sorts and filters them, `index` and `search` find them by
+//! text, `detail` answers about a single one, `compare` finds a latent in another SAE and `strength`
+//! says how strongly to steer; `shelf` keeps what was read. Of the model, `engine`
 //! holds it, `complete` reads a text, `steer` changes activations, `generate` writes with `sample` and
 //! `writing`; `gate` bounds how many wait for it.
 //!
@@ -21,6 +21,8 @@ mod compare;
 mod complete;
 mod detail;
 mod engine;
+#[cfg(test)]
+mod fixture;
 mod gate;
 mod generate;
 mod guard;
@@ -35,6 +37,8 @@ mod stage;
 mod steer;
 mod strength;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writing;
 
 pub use stage::Explore;
