@@ -8,6 +8,7 @@ mod curves;
 mod dependencies;
 mod discover;
 mod evaluate;
+mod explore;
 mod faults;
 mod golden;
 mod hostile;

@@ -27,7 +27,13 @@ impl Workplace {
         let dir = tempfile::Builder::new().prefix("slurm-").tempdir_in("/tmp").unwrap();
         let bin = dir.path().join("bin");
         fs_err::create_dir(&bin).unwrap();
-        let stages = ["00_prepare_data", "01_save_activations", "02_train_sae", "03_top_sentences"];
+        let stages = [
+            "00_prepare_data",
+            "01_save_activations",
+            "02_train_sae",
+            "03_top_sentences",
+            "05_explore",
+        ];
         for stage in stages {
             symlink(repository().join("tests/slurm/fake_stage"), bin.join(stage)).unwrap();
         }

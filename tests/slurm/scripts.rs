@@ -167,3 +167,22 @@ fn a_pipeline_with_a_sweep_leaves_the_choice_of_what_to_read() {
     assert_eq!(calls.len(), 3, "{calls:?}");
     assert!(calls[2].starts_with("02_train_sae"), "{calls:?}");
 }
+
+#[test]
+fn an_explorers_log_says_how_to_reach_it_and_it_is_not_queued_again() {
+    let Some(cluster) = Cluster::start() else { return };
+    let settings = [("FAKE_STEPS", "200"), ("TUNNEL_HOST", "login.example"), ("USER", "me")];
+    let near = cluster.sbatch(&[], "submit_explore.sh", &settings);
+    assert!(within(30, || cluster.work.calls().len() == 1));
+    let port = 20_000 + near.parse::<usize>().unwrap() % 20_000;
+    let line = format!("ssh -N -L {port}:127.0.0.1:{port} -J me@login.example me@");
+    assert!(within(10, || cluster.logs().contains(&line)), "{}", cluster.logs());
+    cluster.warn(&near);
+    let far = [("LISTEN", "0.0.0.0"), ("EXPLORE_PORT", "8123"), ("TUNNEL_HOST", "login.example")];
+    let far = cluster.sbatch(&[], "submit_explore.sh", &far);
+    cluster.wait(&far, "JobState", "COMPLETED");
+    let log = cluster.logs();
+    assert!(log.contains("ssh -N -L 8123:") && log.contains(":8123 "), "{log}");
+    assert!(within(30, || cluster.field(&near, "JobState") != "RUNNING"));
+    assert_eq!(cluster.field(&near, "Restarts"), "0");
+}

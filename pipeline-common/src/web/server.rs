@@ -19,7 +19,7 @@ use crate::stage::{Result, StopFlag};
 /// Connections at a time; 64 browsers open six each. Others wait to be accepted.
 const CONNECTIONS: usize = 1024;
 /// How long a connection may take for a request's head, and be idle between two.
-const HEAD: Duration = Duration::from_secs(30);
+const HEAD: Duration = Duration::from_secs(10);
 /// Bytes of a request's head at most; an answer is read no further ahead of its receiver.
 const BUFFER: usize = 64 << 10;
 /// How long answers may go on after the server was asked to stop.
