@@ -71,6 +71,9 @@ impl Demo {
     }
 }
 
+/// Settings, the exit code, and words of what is said.
+type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a str);
+
 #[test]
 fn every_answer_is_as_the_interface_is_described() {
     let demo = Demo::new();
@@ -180,7 +183,7 @@ fn a_server_that_cannot_be_is_refused_and_one_that_can_ends_when_asked() {
     let port = server.address.port().to_string();
     let empty = tempfile::tempdir().unwrap();
     let none = empty.path().to_str().unwrap();
-    let cases: [(&[(&str, &str)], i32, &str); 7] = [
+    let cases: [Case<'_>; 7] = [
         (&[("NO_AUTH", "1"), ("LISTEN", "0.0.0.0")], 2, "NO_AUTH lets in everybody"),
         (&[("LISTEN", "no.such.host.invalid")], 2, "LISTEN is `no.such.host.invalid`"),
         (&[("SAE_RUN_ID", "gone")], 2, "SAE_RUN_ID names run `gone`"),

@@ -174,7 +174,7 @@ pub fn read_chunk(stream: &mut impl BufRead) -> Vec<u8> {
 
 /// Reads a whole answer.
 pub fn read(stream: &mut impl BufRead) -> Answer {
-    let (status, headers) = read_head(stream).expect("no answer");
+    let (status, headers) = read_head(stream).unwrap();
     let mut answer = Answer { status, headers, body: vec![] };
     if answer.header("transfer-encoding") == Some("chunked") {
         loop {

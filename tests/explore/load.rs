@@ -27,6 +27,10 @@ const REQUESTS: [(&str, usize); 8] = [
     ("complete", 2),
 ];
 
+macro_rules! say {
+    ($($what:tt)*) => { writeln!(std::io::stderr(), $($what)*).unwrap() };
+}
+
 /// A browser's connection, kept open.
 struct Browser<'a> {
     server: &'a Server,
@@ -143,7 +147,7 @@ fn load(server: &Server, (browsers, seconds): (usize, u64), d_sae: usize) -> Vec
 fn report(times: &[Vec<Duration>]) {
     for ((name, _), times) in REQUESTS.iter().zip(times).filter(|(_, times)| !times.is_empty()) {
         let [median, p99] = [0.5, 0.99].map(|q| quantile(times, q));
-        eprintln!(
+        say!(
             "{name:10} {:6} requests, median {median:?}, p99 {p99:?}, longest {:?}",
             times.len(),
             times[times.len() - 1]
@@ -158,7 +162,7 @@ fn many_browsers_and_four_generations_are_served_in_bounded_memory() {
     plant::training(&demo.run("wide"), D_SAE);
     plant::top_sentences(&demo.run("wide"), D_SAE, Size { sentences: 2000, ..Size::FULL });
     plant::names(&demo.run("wide"), D_SAE);
-    let server = demo.serve(&[("EXPLORE_QUEUE", "8")]);
+    let server = demo.serve(&[("EXPLORE_QUEUE", "100")]);
     server.indexed("wide");
     let times = load(&server, (16, 5), D_SAE);
     report(&times);
@@ -177,7 +181,7 @@ fn the_figures_of_65536_latents_and_64_browsers() {
     plant::training(&demo.run("wide"), D_SAE);
     plant::top_sentences(&demo.run("wide"), D_SAE, Size::FULL);
     plant::names(&demo.run("wide"), D_SAE);
-    let server = demo.serve(&[("EXPLORE_QUEUE", "8")]);
+    let server = demo.serve(&[("EXPLORE_QUEUE", "100")]);
     let timed = |address: &str| {
         let began = Instant::now();
         let answer = server.get(address);
@@ -190,7 +194,7 @@ fn the_figures_of_65536_latents_and_64_browsers() {
         ("table, by label", "/api/saes/wide/latents?limit=500&sort=label"),
         ("table, filtered", "/api/saes/wide/latents?limit=500&name=description+of+latent+77"),
     ] {
-        eprintln!("{what:20} {:?}", timed(address));
+        say!("{what:20} {:?}", timed(address));
     }
     let mut random = Random(1);
     let mut alone: Vec<(Duration, usize)> = (0..2000)
@@ -200,13 +204,13 @@ fn the_figures_of_65536_latents_and_64_browsers() {
     let bytes: usize = alone.iter().map(|(_, bytes)| bytes).sum::<usize>() / alone.len();
     let times: Vec<Duration> = alone.iter().map(|(time, _)| *time).collect();
     let [median, p99] = [0.5, 0.99].map(|q| quantile(&times, q));
-    eprintln!("latent alone, {bytes} bytes: median {median:?}, p99 {p99:?}");
+    say!("latent alone, {bytes} bytes: median {median:?}, p99 {p99:?}");
     assert!(p99 < Duration::from_millis(50), "{p99:?}");
     let began = Instant::now();
     server.indexed("wide");
-    eprintln!("index: {:?}, memory {} MiB", began.elapsed(), memory(&server, "VmRSS"));
+    say!("index: {:?}, memory {} MiB", began.elapsed(), memory(&server, "VmRSS"));
     let times = load(&server, (64, 60), D_SAE);
     report(&times);
-    eprintln!("memory: {} MiB, at most {} MiB", memory(&server, "VmRSS"), memory(&server, "VmHWM"));
+    say!("memory: {} MiB, at most {} MiB", memory(&server, "VmRSS"), memory(&server, "VmHWM"));
     assert!(memory(&server, "RssAnon") < 3000);
 }

@@ -260,8 +260,10 @@ fn curves(dir: &std::path::Path) -> Result<Value> {
     };
     let step = records.len().div_ceil(POINTS).max(1);
     let last = records.len().saturating_sub(1);
-    let kept: Vec<&Record> =
-        (0..records.len()).filter(|n| (last - n) % step == 0).map(|n| &records[n]).collect();
+    let kept: Vec<&Record> = (0..records.len())
+        .filter(|n| (last - n).is_multiple_of(step))
+        .map(|n| &records[n])
+        .collect();
     let column = |of: fn(&Record) -> f64| kept.iter().map(|r| of(r)).collect::<Vec<f64>>();
     Ok(json!({
         "step": kept.iter().map(|r| r.step).collect::<Vec<u64>>(),

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
@@ -61,8 +61,18 @@ pub(super) fn latent(opened: &Opened, latent: usize) -> Answer<Vec<u8>> {
 }
 
 fn raw(json: &str) -> Answer<&RawValue> {
-    serde_json::from_str(json)
-        .map_err(|e| Failure::input(format!("a line of stage 03's results: {e}")).into())
+    serde_json::from_str(json).map_err(damaged)
+}
+
+fn damaged(error: serde_json::Error) -> Refusal {
+    Failure::input(format!("a line of stage 03's results: {error}")).into()
+}
+
+/// What is wanted of many records: the rest is passed over.
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow)]
+    activations: BTreeMap<u64, &'a RawValue>,
 }
 
 /// Every sentence that a record names.
@@ -108,9 +118,10 @@ fn latents(
     let Some(index) = entry.index_if_ready() else { return Ok(None) };
     let shown = index.latents_of(place).iter().take(MOST);
     let latents = shown.map(|latent| {
-        let record = top.latent(*latent as usize)?;
+        let line = top.latent_json(*latent as usize)?;
+        let part: Part<'_> = serde_json::from_str(line).map_err(damaged)?;
         let label = opened.names().label(*latent as usize);
-        let activations = record.activations.get(&number);
+        let activations = part.activations.get(&number);
         Ok(json!({"latent": latent, "label": label, "activations": activations}))
     });
     Ok(Some(latents.collect::<Answer<Vec<Value>>>()?))

@@ -20,7 +20,7 @@ use crate::stage::{Result, StopFlag};
 const CONNECTIONS: usize = 1024;
 /// How long a connection may take for a request's head, and be idle between two.
 const HEAD: Duration = Duration::from_secs(10);
-/// Bytes of a request's head at most; an answer is read no further ahead of its receiver.
+/// Bytes of a request's head, within a factor of four; an answer is read no further ahead of its receiver.
 const BUFFER: usize = 64 << 10;
 /// How long answers may go on after the server was asked to stop.
 const FAREWELL: Duration = Duration::from_secs(3);
