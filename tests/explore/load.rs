@@ -27,8 +27,9 @@ const REQUESTS: [(&str, usize); 8] = [
     ("complete", 2),
 ];
 
-macro_rules! say {
-    ($($what:tt)*) => { writeln!(std::io::stderr(), $($what)*).unwrap() };
+/// Shows figures where `--no-capture` shows them.
+fn say(text: &str) {
+    std::io::stderr().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
 /// A browser's connection, kept open.
@@ -147,11 +148,11 @@ fn load(server: &Server, (browsers, seconds): (usize, u64), d_sae: usize) -> Vec
 fn report(times: &[Vec<Duration>]) {
     for ((name, _), times) in REQUESTS.iter().zip(times).filter(|(_, times)| !times.is_empty()) {
         let [median, p99] = [0.5, 0.99].map(|q| quantile(times, q));
-        say!(
+        say(&format!(
             "{name:10} {:6} requests, median {median:?}, p99 {p99:?}, longest {:?}",
             times.len(),
             times[times.len() - 1]
-        );
+        ));
     }
 }
 
@@ -194,7 +195,7 @@ fn the_figures_of_65536_latents_and_64_browsers() {
         ("table, by label", "/api/saes/wide/latents?limit=500&sort=label"),
         ("table, filtered", "/api/saes/wide/latents?limit=500&name=description+of+latent+77"),
     ] {
-        say!("{what:20} {:?}", timed(address));
+        say(&format!("{what:20} {:?}", timed(address)));
     }
     let mut random = Random(1);
     let mut alone: Vec<(Duration, usize)> = (0..2000)
@@ -204,13 +205,17 @@ fn the_figures_of_65536_latents_and_64_browsers() {
     let bytes: usize = alone.iter().map(|(_, bytes)| bytes).sum::<usize>() / alone.len();
     let times: Vec<Duration> = alone.iter().map(|(time, _)| *time).collect();
     let [median, p99] = [0.5, 0.99].map(|q| quantile(&times, q));
-    say!("latent alone, {bytes} bytes: median {median:?}, p99 {p99:?}");
+    say(&format!("latent alone, {bytes} bytes: median {median:?}, p99 {p99:?}"));
     assert!(p99 < Duration::from_millis(50), "{p99:?}");
     let began = Instant::now();
     server.indexed("wide");
-    say!("index: {:?}, memory {} MiB", began.elapsed(), memory(&server, "VmRSS"));
+    say(&format!("index: {:?}, memory {} MiB", began.elapsed(), memory(&server, "VmRSS")));
     let times = load(&server, (64, 60), D_SAE);
     report(&times);
-    say!("memory: {} MiB, at most {} MiB", memory(&server, "VmRSS"), memory(&server, "VmHWM"));
+    say(&format!(
+        "memory: {} MiB without files, {} MiB with those mapped, at most {} MiB",
+        memory(&server, "VmRSS"),
+        memory(&server, "VmHWM")
+    ));
     assert!(memory(&server, "RssAnon") < 3000);
 }

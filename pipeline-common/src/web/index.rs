@@ -8,6 +8,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use memchr::memmem;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -184,17 +185,18 @@ impl Index {
     }
 
     /// Places of the sentences that hold `wanted`, in lower case.
-    pub fn sentences_with(&self, wanted: &str) -> Vec<usize> {
-        let (mut found, mut at) = (vec![], 0);
-        if wanted.is_empty() || wanted.contains(BORDER) {
-            return found;
-        }
-        while let Some(next) = self.text[at..].find(wanted) {
-            let place = self.starts.partition_point(|start| *start <= at + next) - 1;
-            found.push(place);
+    pub fn sentences_with(&self, wanted: &str) -> impl Iterator<Item = usize> {
+        let finder = memmem::Finder::new(wanted);
+        let (mut at, nothing) = (0, wanted.is_empty() || wanted.contains(BORDER));
+        std::iter::from_fn(move || {
+            if nothing {
+                return None;
+            }
+            let found = at + finder.find(&self.text.as_bytes()[at..])?;
+            let place = self.starts.partition_point(|start| *start <= found) - 1;
             at = self.starts[place + 1];
-        }
-        found
+            Some(place)
+        })
     }
 
     /// Latents whose record has activations in the sentence at a place, the strongest first.

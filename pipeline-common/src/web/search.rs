@@ -71,7 +71,7 @@ pub(super) fn search(library: &Library, query: &Query) -> Answer<Value> {
 
 fn in_sentences(opened: &Opened, index: &Index, wanted: &str, room: usize) -> Answer<Vec<Value>> {
     let top = opened.top()?;
-    let found = index.sentences_with(wanted).into_iter().take(room);
+    let found = index.sentences_with(wanted).take(room);
     let shown = found.map(|place| {
         let sentence = top.sentence(place)?;
         let text = sentence.tokens.concat();
