@@ -214,6 +214,7 @@ fn the_figures_of_65536_latents_and_64_browsers() {
     report(&times);
     say(&format!(
         "memory: {} MiB without files, {} MiB with those mapped, at most {} MiB",
+        memory(&server, "RssAnon"),
         memory(&server, "VmRSS"),
         memory(&server, "VmHWM")
     ));

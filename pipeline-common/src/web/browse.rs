@@ -147,6 +147,12 @@ impl Library {
         let stamp = Stamp::of(&opened.dir, &["cfg.json", WEIGHTS]);
         self.weights.get(&opened.meta.run_id, stamp, || {
             let sae = saelens::load(&opened.dir)?;
+            let (found, said) = (sae.params.d_sae, opened.meta.d_sae);
+            if found != said {
+                let dir = opened.dir.display();
+                let what = format!("`{dir}` has weights of {found} latents, meta.json says {said}");
+                return Err(Failure::input(what).hint("train it anew under another SAE_RUN_ID"));
+            }
             Ok(Weights { sae, norms: OnceLock::new() })
         })
     }
@@ -163,23 +169,20 @@ impl Library {
 
     /// Every capture and training.
     pub fn runs(&self) -> Answer<Value> {
-        self.catalog.overview(|run| {
-            let dir = self.catalog.training(run).map(|(_, dir)| dir);
-            let names = dir.and_then(|dir| Ok(self.names(run, &dir)?));
-            names.map_or(0, |names| names.len())
-        })
+        self.catalog.overview(|run| Ok(self.open(run)?.names().len()))
     }
 
     /// Every complete training.
     pub fn list(&self) -> Answer<Value> {
         let trainings = self.catalog.trainings()?;
         let newest = self.catalog.newest(&trainings);
-        let saes = trainings.iter().map(|meta| {
-            let opened = self.open(&meta.run_id)?;
-            let capture = self.catalog.capture(&meta.capture_run_id).ok().flatten();
-            Ok(summary(&opened, capture.as_ref()))
+        // What is wrong with the others is told with the runs.
+        let opened = trainings.iter().filter_map(|meta| self.open(&meta.run_id).ok());
+        let saes = opened.map(|opened| {
+            let capture = self.catalog.capture(&opened.meta.capture_run_id).ok().flatten();
+            summary(&opened, capture.as_ref())
         });
-        Ok(json!({"saes": saes.collect::<Answer<Vec<Value>>>()?, "newest": newest}))
+        Ok(json!({"saes": saes.collect::<Vec<Value>>(), "newest": newest}))
     }
 
     /// One with its curves and densities.

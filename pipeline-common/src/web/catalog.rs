@@ -108,15 +108,20 @@ impl Catalog {
     }
 
     /// All runs with what they say about themselves; `names` counts those of a training.
-    pub fn overview(&self, names: impl Fn(&str) -> usize) -> Answer<Value> {
+    pub fn overview(&self, names: impl Fn(&str) -> Answer<usize>) -> Answer<Value> {
         let (mut captures, mut trainings, mut problems) = (vec![], vec![], vec![]);
         for run in self.names()? {
             let dir = self.dir(&run)?;
             let top = dir.join(TOP).join(TABLE).is_file();
+            let mut problem = |refusal: &Refusal| {
+                problems.push(json!({"run_id": run, "error": refusal.error, "hint": refusal.hint}));
+            };
             let mut training = |capture: &str, meta: Option<Value>| {
+                let names = meta.as_ref().map_or(Ok(0), |_| names(&run));
+                let names = names.inspect_err(&mut problem).unwrap_or(0);
                 trainings.push(json!({
                     "run_id": run, "capture": capture, "complete": meta.is_some(),
-                    "top_sentences": top, "names": names(&run), "meta": meta,
+                    "top_sentences": top, "names": names, "meta": meta,
                 }));
             };
             match kind(&dir) {
@@ -126,12 +131,7 @@ impl Catalog {
                     captures.push((run, meta.totals.is_some(), raw_meta(&dir)?));
                 }
                 Ok(Run::Other) => {}
-                Err(failure) => {
-                    let refusal = Refusal::from(failure);
-                    problems.push(json!({
-                        "run_id": run, "error": refusal.error, "hint": refusal.hint,
-                    }));
-                }
+                Err(failure) => problem(&failure.into()),
             }
         }
         let captures: Vec<Value> = captures

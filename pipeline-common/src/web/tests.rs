@@ -164,6 +164,12 @@ fn runs_are_listed_with_what_is_wrong_with_them() {
         .map(|t| t["names"].as_u64().unwrap())
         .collect();
     assert_eq!(named, [0, 0, 0, 3]);
+    fs_err::create_dir_all(fixture.run("jump").join("names")).unwrap();
+    fs_err::write(fixture.run("jump").join("names/names.jsonl"), "{").unwrap();
+    let runs = fixture.library.runs().unwrap();
+    assert_eq!(runs["problems"][0]["run_id"], "jump");
+    assert_eq!(fixture.library.list().unwrap()["saes"].as_array().unwrap().len(), 3);
+    fs_err::remove_file(fixture.run("jump").join("names/names.jsonl")).unwrap();
     let list = fixture.library.list().unwrap();
     assert_eq!((list["saes"].as_array().unwrap().len(), &list["newest"]), (4, &json!("across")));
     let status = |sae: &str| fixture.library.open(sae).unwrap_err().status.as_u16();

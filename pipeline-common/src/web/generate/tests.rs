@@ -196,3 +196,21 @@ fn what_is_wrong_is_said_before_the_first_line() {
         assert!(receiver.try_recv().is_err(), "a line was told");
     }
 }
+
+#[test]
+fn special_tokens_and_other_sentences_are_not_steered() {
+    let step =
+        Step { batch: crate::model::Packed::new([vec![1, 2], vec![3, 4, 5]]), first: vec![7, 1] };
+    let special = [vec![false; 9], vec![true, false, true, false]];
+    assert_eq!(steered_rows(&step, &special), [2, 4]);
+    assert_eq!(steered_rows(&step, &special[..1]), [0; 0]);
+}
+
+#[test]
+fn a_push_that_breaks_the_model_is_told() {
+    let fixture = Fixture::new();
+    let told = events(&fixture, &request(on_all("add", 1e38)));
+    let last = told.last().unwrap();
+    assert_eq!(last["event"], "error", "{last}");
+    assert!(last["hint"].as_str().unwrap().contains("smaller"), "{last}");
+}
