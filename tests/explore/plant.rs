@@ -76,6 +76,7 @@ pub fn top_sentences(run: &Path, d_sae: usize, size: Size) {
             capture: "cap".into(),
             rows,
             sentences: size.sentences,
+            ..Origin::default()
         },
         line: vec![0],
         sentence_line: vec![0],
