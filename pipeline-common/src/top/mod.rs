@@ -2,9 +2,9 @@
 //!
 //! One pass over the shards ([`tally`]) keeps for every latent its best sentences by each
 //! [`Aggregation`], samples of the others, and counts. It runs in as many tasks as there are; each
-//! leaves a part ([`part`]), and who finds all of them there joins them. A second, targeted read
-//! ([`detail`]) fetches only the chosen sentences, with the activations of the latents that chose
-//! them; [`finish`] makes the files of all that. Every latent that is active anywhere in a sentence is
+//! leaves a part (`part`), and who finds all of them there joins them. A second, targeted read
+//! (`detail`) fetches only the chosen sentences, with the activations of the latents that chose
+//! them; `finish` makes the files of all that. Every latent that is active anywhere in a sentence is
 //! a candidate for it, not only the strongest one of a row.
 //!
 //! Outputs, in `<training run>/top_sentences/`, each atomic:

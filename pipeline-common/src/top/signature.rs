@@ -1,6 +1,6 @@
 //! Which sentences are near-duplicates of one another.
 //!
-//! A sentence is the set of its shingles, runs of [`SHINGLE`] tokens. Its signature is the smallest of
+//! A sentence is the set of its shingles, runs of five tokens. Its signature is the smallest of
 //! their hashes: two sentences have the same one with the probability of their resemblance, the share of
 //! shingles that they have in common (Broder 1997). Equality of signatures, unlike resemblance, falls
 //! sentences into kinds, so that lists over parts of the sentences can be joined.
