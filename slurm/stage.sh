@@ -104,13 +104,24 @@ requeue_if_interrupted() { # requeue_if_interrupted CODE
 
 # The whole of a submit script.
 stage_main() { # stage_main BINARY [ARGUMENT]...
+	actions_main "$1" '' "${@:2}"
+}
+
+# As stage_main, with each of some actions before the arguments, up to the first that fails.
+actions_main() { # actions_main BINARY 'ACTION ...' [ARGUMENT]...
+	local binary=$1 actions action code=0
+	read -ra actions <<<"$2"
+	((${#actions[@]})) || actions=('')
+	shift 2
 	load_cluster
 	if in_job; then
-		say "$1: job $(job_name) on ${SLURM_JOB_NODELIST-?}, restart ${SLURM_RESTART_COUNT:-0}, RUN_ID=${RUN_ID-}, SAE_RUN_ID=${SAE_RUN_ID-}, STORE_DIR=$STORE_DIR"
+		say "$binary: job $(job_name) on ${SLURM_JOB_NODELIST-?}, restart ${SLURM_RESTART_COUNT:-0}, RUN_ID=${RUN_ID-}, SAE_RUN_ID=${SAE_RUN_ID-}, STORE_DIR=$STORE_DIR"
 	fi
-	local code=0
-	run_stage "$@" || code=$?
-	say "$1: exit code $code"
+	for action in "${actions[@]}"; do
+		run_stage "$binary" ${action:+"$action"} "$@" || code=$?
+		say "$binary${action:+ $action}: exit code $code"
+		((code == 0)) || break
+	done
 	if in_job; then requeue_if_interrupted "$code"; fi
 	exit "$code"
 }

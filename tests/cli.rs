@@ -9,6 +9,7 @@ use std::{
 use clap::CommandFactory;
 use pipeline_common::{
     capture::{CaptureMeta, SaveActivations},
+    naming::NameLatents,
     plan::{DiscoverLayers, PlanRun},
     prepare::PrepareData,
     sae::{ConvertSae, EvaluateSae, TrainSae},
@@ -20,7 +21,7 @@ use pipeline_common::{
 };
 
 use super::workload::{
-    CONVERT, Contents, DISCOVER, EVALUATE, EXPLORE, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN,
+    CONVERT, Contents, DISCOVER, EVALUATE, EXPLORE, NAME, PLAN, PREPARE, SAVE, STATUS, TOP, TRAIN,
     VERIFY, Workload, sentences, succeed,
 };
 
@@ -28,14 +29,15 @@ use super::workload::{
 type Way<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// Those that a configuration is for; the others have settings of the moment alone.
-const STAGES: [&str; 6] = [PREPARE, SAVE, TRAIN, TOP, DISCOVER, PLAN];
+const STAGES: [&str; 7] = [PREPARE, SAVE, TRAIN, TOP, NAME, DISCOVER, PLAN];
 
-fn commands() -> [(&'static str, clap::Command); 11] {
+fn commands() -> [(&'static str, clap::Command); 12] {
     [
         (PREPARE, PrepareData::command()),
         (SAVE, SaveActivations::command()),
         (TRAIN, TrainSae::command()),
         (TOP, TopSentences::command()),
+        (NAME, NameLatents::command()),
         (DISCOVER, DiscoverLayers::command()),
         (STATUS, PipelineStatus::command()),
         (VERIFY, VerifyShards::command()),
@@ -208,11 +210,12 @@ fn every_flag_has_a_variable_of_its_name_and_help_shows_both_with_examples() {
             let id = arg.get_id().as_str();
             let variable = arg.get_env().and_then(|v| v.to_str()).unwrap_or_default();
             assert_eq!(variable, id.to_uppercase(), "{binary}");
-            assert_eq!(arg.get_long(), Some(&*id.replace('_', "-")), "{binary}");
-            contains(
-                &help,
-                &[&format!("--{}", id.replace('_', "-")), &format!("[env: {variable}")],
-            );
+            let flag = id.replace('_', "-");
+            if !arg.is_positional() {
+                assert_eq!(arg.get_long(), Some(&*flag), "{binary}");
+                contains(&help, &[&format!("--{flag}")]);
+            }
+            contains(&help, &[&format!("[env: {variable}")]);
             assert!(arg.get_help().is_some(), "{binary}: {id} has no help");
             all.insert(variable.to_owned());
         }

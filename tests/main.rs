@@ -15,6 +15,7 @@ mod hostile;
 mod hub;
 mod interop;
 mod kill;
+mod naming;
 mod plan;
 mod policy;
 mod prepare;

@@ -32,6 +32,7 @@ impl Workplace {
             "01_save_activations",
             "02_train_sae",
             "03_top_sentences",
+            "04_name_latents",
             "05_explore",
         ];
         for stage in stages {

@@ -31,6 +31,7 @@ pub const PREPARE: &str = env!("CARGO_BIN_EXE_00_prepare_data");
 pub const SAVE: &str = env!("CARGO_BIN_EXE_01_save_activations");
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_02_train_sae");
 pub const TOP: &str = env!("CARGO_BIN_EXE_03_top_sentences");
+pub const NAME: &str = env!("CARGO_BIN_EXE_04_name_latents");
 pub const EXPLORE: &str = env!("CARGO_BIN_EXE_05_explore");
 pub const DISCOVER: &str = env!("CARGO_BIN_EXE_discover_layers");
 pub const STATUS: &str = env!("CARGO_BIN_EXE_pipeline_status");

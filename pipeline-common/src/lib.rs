@@ -19,6 +19,7 @@
 //! | [`capture`] | stage 01: documents to shards |
 //! | [`sae`] | stage 02: sparse autoencoders, their training and their files; convert_sae |
 //! | [`top`] | stage 03: top sentences per latent, and the report |
+//! | [`naming`] | stage 04: names of latents from a language model, judged; the ledger of what was paid |
 //! | [`web`] | stage 05: a page and an interface to browse latents, see them in a text, steer with them |
 //! | [`verify`] | verify_shards: a capture run checked and repaired |
 //! | [`status`] | pipeline_status: all workers of a run in one table |
@@ -38,6 +39,7 @@
 pub mod capture;
 pub mod kernels;
 pub mod model;
+pub mod naming;
 pub mod plan;
 pub mod plot;
 pub mod prepare;

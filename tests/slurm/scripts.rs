@@ -186,3 +186,37 @@ fn an_explorers_log_says_how_to_reach_it_and_it_is_not_queued_again() {
     assert!(within(30, || cluster.field(&near, "JobState") != "RUNNING"));
     assert_eq!(cluster.field(&near, "Restarts"), "0");
 }
+
+#[test]
+fn names_are_asked_for_until_they_are_there() {
+    let Some(cluster) = Cluster::start() else { return };
+    let actions = |run: &str| -> Vec<String> {
+        let calls = cluster.work.calls().into_iter().filter(|c| c.contains(&format!("run={run} ")));
+        calls.map(|call| call.split_once("args=").unwrap().1.to_owned()).collect()
+    };
+    let job = cluster.sbatch(&["--array=0-1"], "submit_name_latents.sh", &[("RUN_ID", "all")]);
+    let element = |n: usize| format!("{job}_{n}");
+    (0..2).for_each(|n| cluster.wait(&element(n), "JobState", "COMPLETED"));
+    let all = ["send", "retrieve", "send", "retrieve", "parse", "score", "retrieve", "score"];
+    let mut twice = [all, all].concat();
+    twice.sort_unstable();
+    let mut found = actions("all");
+    found.sort_unstable();
+    assert_eq!(found, twice);
+
+    let mut one = cluster.command("sbatch");
+    one.args(["--parsable", "-o", "/dev/null"]).arg(script("submit_name_latents.sh"));
+    let one = cluster.run(one.args(["retrieve", "--latents", "3"]).env("RUN_ID", "one"));
+    cluster.wait(&one, "JobState", "COMPLETED");
+    assert_eq!(actions("one"), ["retrieve --latents 3"]);
+
+    let settings = [("RUN_ID", "poll"), ("FAKE_EXIT", "04_name_latents:75"), ("MAX_REQUEUES", "1")];
+    let job = cluster.sbatch(&[], "submit_name_latents.sh", &settings);
+    cluster.wait(&job, "JobState", "FAILED");
+    assert_eq!(cluster.field(&job, "Restarts"), "1");
+    assert_eq!(
+        actions("poll"),
+        ["send", "send"],
+        "each start begins with what may be left to send"
+    );
+}

@@ -5,7 +5,7 @@
 //! what people read. Each figure's definition is at its field, in [`figures::Figures`],
 //! [`decoder::Directions`] and `splice::Predictions`.
 
-mod bootstrap;
+pub(crate) mod bootstrap;
 pub mod decoder;
 pub mod figures;
 mod input;

@@ -1,0 +1,204 @@
+//! Single requests to a chat endpoint, several at a time.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+
+use serde_json::Value;
+
+use super::{
+    http::{CallError, SMALL},
+    job::{Job, Standing},
+    ledger::{Asked, Event, Ledger, Usage},
+    price::Price,
+    provider::{Outcome, Provider},
+    question::Question,
+};
+use crate::stage::{Failure, Kind, Result};
+
+/// Questions as they are made.
+pub(super) type Questions<'a> = &'a mut (dyn Iterator<Item = Result<Question>> + Send);
+
+/// Failures in a row, beyond those that may be under way together, that end the stage: something is wrong
+/// with the server and not with a request.
+const IN_A_ROW: usize = 4;
+/// How often a worker that has no money left looks whether others' answers were cheaper than feared.
+const TICK: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What the threads share.
+struct Shared<'a> {
+    job: &'a Job<'a>,
+    provider: &'a Provider,
+    ledger: Mutex<&'a mut Ledger>,
+    questions: Mutex<Questions<'a>>,
+    under_way: AtomicUsize,
+    in_a_row: AtomicUsize,
+    sent: AtomicU64,
+    /// Whether what is left of the sum does not suffice.
+    short: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// Sends what is open of `questions` and records the answers; how many requests.
+///
+/// # Errors
+/// An unavailable server; a sum that would be exceeded, after what it allows was sent; a stop.
+pub(super) fn send(
+    job: &Job<'_>,
+    provider: &Provider,
+    ledger: &mut Ledger,
+    questions: Questions<'_>,
+) -> Result<u64> {
+    let shared = Shared {
+        job,
+        provider,
+        ledger: Mutex::new(ledger),
+        questions: Mutex::new(questions),
+        under_way: AtomicUsize::new(0),
+        in_a_row: AtomicUsize::new(0),
+        sent: AtomicU64::new(0),
+        short: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..job.backend.concurrency {
+            scope.spawn(|| shared.work());
+        }
+    });
+    let sent = shared.sent.into_inner();
+    match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(failure) => Err(failure),
+        None if shared.short.into_inner() => Err(over_budget(sent)),
+        None => Ok(sent),
+    }
+}
+
+/// Why a stage ends that has no money left.
+pub(super) fn over_budget(sent: u64) -> Failure {
+    Failure::unavailable(format!(
+        "MAX_COST might be exceeded: {sent} requests were sent, the others were not"
+    ))
+    .hint("raise MAX_COST; `status` says what is spent and what was asked in vain")
+}
+
+/// What an outcome means for the ledger; an answer without a count of tokens costs what it may at most.
+pub(super) fn event(asked: &Asked, outcome: Outcome, price: Price) -> Event {
+    let cost = |usage: Usage| {
+        if usage == Usage::default() { asked.at_most } else { price.of(usage) }
+    };
+    let id = asked.id.clone();
+    match outcome {
+        Outcome::Answered { text, model, usage } => {
+            Event::Answered { id, text, model, usage, cost: cost(usage) }
+        }
+        Outcome::Refused { said, usage } => Event::Refused { id, said, usage, cost: cost(usage) },
+        Outcome::Failed(why) => Event::Failed { id, why },
+        Outcome::Expired => Event::Expired { id },
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared<'_> {
+    fn work(&self) {
+        while !self.short.load(Ordering::Relaxed) && lock(&self.failure).is_none() {
+            let next = lock(&self.questions).next();
+            let Some(question) = next else { return };
+            let done = question.and_then(|question| self.settle(&question));
+            if let Err(failure) = done {
+                lock(&self.failure).get_or_insert(failure);
+            }
+        }
+    }
+
+    /// Asks a question until it is answered, or to be left alone for now.
+    fn settle(&self, question: &Question) -> Result<()> {
+        self.job.context.leave_if_asked("what was answered is kept")?;
+        let mut last = None;
+        loop {
+            let ledger = lock(&self.ledger);
+            let standing = self.job.standing(question, |id| ledger.request(id));
+            drop(ledger);
+            let Standing::Open(attempt) = standing else { return Ok(()) };
+            // The same attempt again: it failed.
+            if last == Some(attempt) || !self.ask(question, attempt)? {
+                return Ok(());
+            }
+            last = Some(attempt);
+        }
+    }
+
+    /// Sends a request until there is an outcome; whether it could be paid.
+    fn ask(&self, question: &Question, attempt: u32) -> Result<bool> {
+        let asked = self.job.asked(question, attempt);
+        let body = self.provider.body(question, &self.job.asking).to_string();
+        let mut tried = 0;
+        while self.reserve(&asked)? {
+            let post = self.provider.http.post("/chat/completions").body(body.clone());
+            let answer = self.provider.http.once(post.header("idempotency-key", &asked.id), SMALL);
+            let answer = answer.and_then(|body| {
+                serde_json::from_slice::<Value>(&body)
+                    .map_err(|_| CallError::strange("the answer is no JSON"))
+            });
+            let recorded = self.record(&asked, &answer);
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            recorded?;
+            let Err(error) = answer else { return Ok(true) };
+            if let Err(failure) = self.provider.http.pause("ask the model", &error, tried) {
+                self.give_up(&asked, &error, failure)?;
+                return Ok(true);
+            }
+            tried += 1;
+        }
+        Ok(false)
+    }
+
+    /// Writes down that a request is sent, unless it might cost more than is left.
+    fn reserve(&self, asked: &Asked) -> Result<bool> {
+        loop {
+            let mut ledger = lock(&self.ledger);
+            let left = self.job.cost.max_cost.map(|sum| ledger.left_of(sum));
+            if left.is_none_or(|left| left >= asked.at_most) {
+                self.under_way.fetch_add(1, Ordering::SeqCst);
+                self.sent.fetch_add(1, Ordering::Relaxed);
+                ledger.write(vec![Event::Sent { request: asked.clone() }])?;
+                return Ok(true);
+            }
+            drop(ledger);
+            if self.under_way.load(Ordering::SeqCst) == 0 {
+                self.short.store(true, Ordering::Relaxed);
+                return Ok(false);
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Writes down what came of a request, as far as it is known.
+    fn record(&self, asked: &Asked, answer: &std::result::Result<Value, CallError>) -> Result<()> {
+        let event = match answer {
+            Ok(completion) => {
+                self.in_a_row.store(0, Ordering::Relaxed);
+                event(asked, self.provider.outcome(completion), self.job.price)
+            }
+            Err(error) if error.may_be_done() => return Ok(()),
+            Err(error) => Event::NotTaken { id: asked.id.clone(), why: error.why.clone() },
+        };
+        lock(&self.ledger).write(vec![event])
+    }
+
+    /// Leaves a request alone whose repeats are used up, unless that is no request's fault.
+    fn give_up(&self, asked: &Asked, error: &CallError, failure: Failure) -> Result<()> {
+        let in_a_row = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        let many = in_a_row >= IN_A_ROW + usize::from(self.job.backend.concurrency);
+        let no_fault = !error.connected || matches!(error.status, Some(401 | 403 | 404 | 429));
+        if failure.kind == Kind::Stopped || no_fault || many {
+            return Err(failure);
+        }
+        tracing::warn!("latent {} is left for later: {}", asked.latent, error.why);
+        let (id, why) = (asked.id.clone(), error.why.clone());
+        lock(&self.ledger).write(vec![Event::Lost { id, why }])
+    }
+}

@@ -1,0 +1,498 @@
+//! Stage 04 against language models on loopback, with faults: nothing is paid twice, no latent is lost.
+
+mod server;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use pipeline_common::{
+    naming::{NameRecord, UnnamedRecord, read_names},
+    top::{
+        data::{LATENTS as LATENTS_FILE, Origin, SENTENCES, TABLE, Table},
+        record::{Activations, Contrast, LatentRecord, Ranked, SentenceRecord, Top},
+    },
+};
+use serde_json::{Value, json};
+use server::{Fault, Server, World};
+
+use super::workload::{NAME, succeed};
+
+/// Latent `l` is active in the sentences whose number leaves the remainder `l`.
+const LATENTS: u64 = 8;
+/// The model refuses to name this one.
+const REFUSED: u64 = 5;
+/// The first answer about this one is no JSON.
+const GARBLED_ONCE: u64 = 6;
+/// No answer about this one is JSON.
+const GARBLED: u64 = 7;
+const KEY: &str = "sk-NobodyMaySeeThis";
+const BACKENDS: [&str; 3] = ["anthropic", "openai", "chat"];
+
+/// A training with top sentences, and a server.
+struct Place {
+    dir: tempfile::TempDir,
+    server: Server,
+}
+
+impl Place {
+    fn new(world: World) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        plant(&dir.path().join("runs/sae/top_sentences"));
+        fs_err::write(dir.path().join("sae_run_id.txt"), "sae\n").unwrap();
+        let server = Server::start(World { key: KEY.into(), ..world });
+        Self { dir, server }
+    }
+
+    fn names(&self) -> PathBuf {
+        self.dir.path().join("runs/sae/names")
+    }
+
+    fn command(&self, backend: &str, action: &str) -> Command {
+        let mut command = Command::new(NAME);
+        let base = &self.server.address;
+        command.env_clear().current_dir(self.dir.path()).arg(action).envs([
+            ("STORE_DIR", "."),
+            ("BACKEND", backend),
+            ("NAMING_MODEL", "claude-haiku-4-5"),
+            ("ANTHROPIC_API_KEY", KEY),
+            ("OPENAI_API_KEY", KEY),
+            ("ANTHROPIC_BASE_URL", base),
+            ("OPENAI_BASE_URL", &format!("{base}/v1")),
+            ("WAIT_SECONDS", "20"),
+            ("SETTLE_SECONDS", "1"),
+            ("REQUEST_TIMEOUT", "1"),
+            ("PRICE_INPUT", "1"),
+            ("PRICE_OUTPUT", "10"),
+            ("LOG_LEVEL", "trace"),
+            ("LOG_JSON", "log.jsonl"),
+        ]);
+        command
+    }
+
+    fn run(&self, backend: &str, action: &str) -> (String, String) {
+        let (out, err) = succeed(&mut self.command(backend, action));
+        assert!(!out.contains(KEY) && !err.contains(KEY), "{out}{err}");
+        (out, err)
+    }
+
+    /// All actions in the order of the submit script.
+    fn run_all(&self, backend: &str) {
+        for action in
+            ["send", "retrieve", "send", "retrieve", "parse", "score", "retrieve", "score"]
+        {
+            self.run(backend, action);
+        }
+    }
+
+    fn status(&self) -> String {
+        self.run("chat", "status").0
+    }
+
+    /// Fails unless every question was paid once: one that was garbled once or again, twice.
+    fn assert_paid_once(&self) {
+        let world = self.server.world();
+        let mut asked = BTreeMap::<&str, u32>::new();
+        for (id, _) in world.batches.iter().flat_map(|b| &b.requests) {
+            *asked.entry(id).or_default() += 1;
+        }
+        assert!(!world.paid.is_empty());
+        for (text, times) in &world.paid {
+            let garbled = [GARBLED, GARBLED_ONCE].iter().any(|g| is_about(text, *g));
+            let expected = 1 + u32::from(garbled && text.contains("{\"label\""));
+            assert_eq!(*times, expected, "{text}");
+        }
+    }
+
+    /// Fails unless each latent has its name, or the reason why it has none.
+    fn assert_all_named(&self) {
+        let names = read_names(self.names().parent().unwrap()).unwrap();
+        let named: BTreeSet<u64> = names.keys().map(|l| u64::from(*l)).collect();
+        let expected = (0..LATENTS).filter(|l| ![REFUSED, GARBLED].contains(l)).collect();
+        assert_eq!(named, expected);
+        for (latent, name) in &names {
+            assert_eq!(name.label, format!("remainder {latent}"));
+            assert_eq!((name.certainty, name.model.as_str()), (0.75, "fake-1"));
+        }
+        let unnamed = fs_err::read_to_string(self.names().join("unnamed.jsonl")).unwrap();
+        let unnamed: Vec<UnnamedRecord> =
+            unnamed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let reasons: Vec<(u64, &str)> =
+            unnamed.iter().map(|u| (u.latent.into(), u.reason.as_str())).collect();
+        assert_eq!(reasons, [(REFUSED, "refused"), (GARBLED, "malformed")]);
+        let status = self.status();
+        assert!(status.contains(&format!("latent {REFUSED}: refused")), "{status}");
+        assert!(
+            !status.contains("more under way or lost") && !status.contains("batch "),
+            "{status}"
+        );
+    }
+
+    /// Fails unless a perfect model's names have perfect scores.
+    fn assert_scored(&self) {
+        for (latent, name) in read_names(self.names().parent().unwrap()).unwrap() {
+            for score in [&name.scores.detection, &name.scores.fuzzing, &name.scores.intruder] {
+                let score = score.as_ref().unwrap_or_else(|| panic!("{latent}: {name:?}"));
+                assert_eq!((score.value, score.interval), (1.0, Some([1.0, 1.0])), "{latent}");
+                assert!(score.judgements > 0);
+            }
+        }
+        let yaml = fs_err::read_to_string(self.names().join("names.yaml")).unwrap();
+        let yaml: BTreeMap<u32, NameRecord> = serde_yaml::from_str(&yaml).unwrap();
+        assert_eq!(yaml, read_names(self.names().parent().unwrap()).unwrap());
+        let table = fs_err::read(self.names().join("scores.json")).unwrap();
+        let table: Value = serde_json::from_slice(&table).unwrap();
+        assert_eq!(table["all"]["detection"]["good"], 1.0);
+    }
+
+    fn assert_no_key_in_files(&self) {
+        let mut folders = vec![self.dir.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs_err::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let bytes = fs_err::read(&path).unwrap();
+                let shown = bytes.windows(KEY.len()).any(|w| w == KEY.as_bytes());
+                assert!(!shown, "{} holds the key", path.display());
+            }
+        }
+    }
+}
+
+fn is_about(text: &str, latent: u64) -> bool {
+    let marked = text.split("« word").nth(1).unwrap_or_default();
+    let digits: String = marked.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse::<u64>().is_ok_and(|n| n % LATENTS == latent)
+}
+
+/// `top_sentences/` of 8 latents over 480 sentences of 240 documents.
+fn plant(dir: &Path) {
+    fs_err::create_dir_all(dir).unwrap();
+    let sentence = |n: u64| SentenceRecord {
+        sentence: n,
+        document: n / 2,
+        ids: vec![1, 2, 3],
+        tokens: vec!["A".into(), format!(" word{n}"), " is here".into()],
+    };
+    let sentences: Vec<SentenceRecord> = (0..480).map(sentence).collect();
+    let latents: Vec<LatentRecord> = (0..LATENTS).map(latent).collect();
+    let origin = Origin {
+        schema: Origin::SCHEMA,
+        training: "sae".into(),
+        capture: "cap".into(),
+        rows: 1440,
+        sentences: 480,
+    };
+    let table = Table {
+        origin,
+        fired: latents.iter().map(|l| l.fired).collect(),
+        weighted: vec![0.5; LATENTS as usize],
+        max: latents.iter().map(|l| l.max).collect(),
+        line: lines(&dir.join(LATENTS_FILE), latents.iter().map(|l| json!(l))),
+        sentence: (0..480).collect(),
+        sentence_line: lines(&dir.join(SENTENCES), sentences.iter().map(|s| json!(s))),
+    };
+    table.write(&dir.join(TABLE)).unwrap();
+}
+
+fn lines(path: &Path, records: impl Iterator<Item = Value>) -> Vec<u64> {
+    let (mut text, mut starts) = (String::new(), vec![0]);
+    for record in records {
+        text += &format!("{record}\n");
+        starts.push(text.len() as u64);
+    }
+    fs_err::write(path, text).unwrap();
+    starts
+}
+
+fn latent(latent: u64) -> LatentRecord {
+    let own: Vec<u64> = (0..480).filter(|n| n % LATENTS == latent).collect();
+    let value = |n: u64| (n + 1) as f32;
+    let ranked: Vec<Ranked> =
+        own.iter().map(|n| Ranked { value: value(*n), sentence: *n }).collect();
+    let best: Vec<Ranked> = ranked.iter().rev().take(10).copied().collect();
+    let activation = |n: &u64| (*n, Activations { at: vec![1], value: vec![value(*n)] });
+    let neighbour = (latent + 1) % LATENTS;
+    let contrast = (0..480).filter(|n| n % LATENTS == neighbour).take(60);
+    let silent = (0..480).filter(|n| ![latent, neighbour].contains(&(n % LATENTS)));
+    LatentRecord {
+        latent: latent as u32,
+        density: 60.0 / 1440.0,
+        fired: 60,
+        max: value(own[59]),
+        weighted: 0.5,
+        top: Top { mean: best.clone(), max: best.clone(), last: best },
+        deciles: ranked.chunks(6).map(<[Ranked]>::to_vec).collect(),
+        silent: silent.take(80).collect(),
+        contrast: contrast
+            .map(|sentence| Contrast { latent: neighbour as u32, sentence })
+            .collect(),
+        activations: own.iter().map(activation).collect(),
+        ..LatentRecord::default()
+    }
+}
+
+/// Waits until the server has seen what the test waits for.
+fn wait_for(place: &Place, condition: impl Fn(&World) -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition(&place.server.world()) {
+        assert!(Instant::now() < end, "it never happens");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn start(mut command: Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn failed(output: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(!said.contains(KEY), "{said}");
+    said
+}
+
+#[test]
+fn every_back_end_names_and_scores_all_latents() {
+    for backend in BACKENDS {
+        let place = Place::new(World { polls: 2, ..World::default() });
+        let (plan, _) = succeed(place.command(backend, "send").arg("--dry-run"));
+        assert!(plan.contains("explain") && plan.contains("8 latents"), "{plan}");
+        assert!(place.server.world().calls.is_empty() && !place.names().exists());
+        place.run_all(backend);
+        place.assert_all_named();
+        place.assert_scored();
+        place.assert_paid_once();
+        place.assert_no_key_in_files();
+        let calls = place.server.world().calls.len();
+        place.run(backend, "send");
+        place.run(backend, "score");
+        let world = place.server.world();
+        let new = &world.calls[calls..];
+        assert!(!new.iter().any(|call| call.starts_with("POST")), "{backend}: {new:?}");
+        drop(world);
+        let (plan, _) = succeed(place.command(backend, "send").arg("--dry-run"));
+        let all = plan.lines().last().unwrap().split_whitespace().nth(1);
+        assert!(all == Some("24"), "the judgements of two latents without a name: {plan}");
+    }
+}
+
+#[test]
+fn a_busy_broken_hanging_or_cut_off_server_costs_nothing_twice() {
+    let faults = [
+        Fault::Busy(0),
+        Fault::Broken,
+        Fault::Truncated,
+        Fault::DoneThenBroken,
+        Fault::Hang,
+        Fault::DoneThenHang,
+    ];
+    for (backend, parts) in [
+        ("anthropic", &["POST /deep/proxy/v1/messages/batches", "GET "][..]),
+        ("openai", &["POST /deep/proxy/v1/batches", "POST /deep/proxy/v1/files", "GET "]),
+        ("chat", &["POST /deep/proxy/v1/chat/completions"]),
+    ] {
+        let place = Place::new(World { polls: 1, ..World::default() });
+        for part in parts {
+            // What a GET does is done again by asking again.
+            let some = faults.iter().filter(|f| **f != Fault::DoneThenHang || part.len() > 4);
+            place.server.world().faults.extend(some.map(|fault| (*part, *fault)));
+        }
+        place.run_all(backend);
+        place.run_all(backend);
+        place.assert_paid_once();
+        let left = place.server.world().faults.len();
+        assert_eq!(left, 0, "{backend}: {:?}", place.server.world().faults);
+        place.assert_no_key_in_files();
+        let names = read_names(place.names().parent().unwrap()).unwrap();
+        assert_eq!(names.len(), 6, "{backend}");
+        place.assert_scored();
+    }
+}
+
+#[test]
+fn a_process_killed_between_send_and_record_pays_nothing_twice_and_loses_nothing() {
+    for backend in ["anthropic", "openai"] {
+        for fault in [Fault::Hang, Fault::DoneThenHang] {
+            let place = Place::new(World { polls: 3, ..World::default() });
+            let path = if backend == "anthropic" {
+                "POST /deep/proxy/v1/messages/batches"
+            } else {
+                "POST /deep/proxy/v1/batches"
+            };
+            place.server.world().faults.push_back((path, fault));
+            let mut command = place.command(backend, "send");
+            command.env("REQUEST_TIMEOUT", "60");
+            let child = start(command);
+            let made = usize::from(fault == Fault::DoneThenHang);
+            wait_for(&place, |world| world.faults.is_empty() && world.batches.len() == made);
+            kill(child);
+            let status = place.status();
+            assert!(status.contains("not known yet"), "{status}");
+            place.run_all(backend);
+            place.assert_paid_once();
+            place.assert_all_named();
+            place.assert_scored();
+        }
+    }
+}
+
+#[test]
+fn a_killed_chat_goes_on_with_what_is_not_answered() {
+    let place = Place::new(World::default());
+    let path = "POST /deep/proxy/v1/chat/completions";
+    // Four are answered, four more are under way and paid when the process is killed.
+    let mut command = place.command("chat", "send");
+    command.envs([("REQUEST_TIMEOUT", "60"), ("CONCURRENCY", "4"), ("LATENTS", "0-3")]);
+    succeed(&mut command);
+    for _ in 0..4 {
+        place.server.world().faults.push_back((path, Fault::DoneThenHang));
+    }
+    let mut command = place.command("chat", "send");
+    command.envs([("REQUEST_TIMEOUT", "60"), ("CONCURRENCY", "4")]);
+    let child = start(command);
+    wait_for(&place, |world| world.faults.is_empty() && world.paid.len() == 8);
+    kill(child);
+    assert_eq!(place.server.world().most_at_once, 4);
+    place.run_all("chat");
+    place.assert_paid_once();
+    let names = read_names(place.names().parent().unwrap()).unwrap();
+    assert_eq!(names.len(), 6);
+    let status = place.status();
+    assert!(status.contains("more under way or lost"), "what was lost may have cost: {status}");
+}
+
+#[test]
+fn a_batch_that_expires_half_done_is_completed() {
+    for backend in ["anthropic", "openai"] {
+        let place = Place::new(World { expire: 3, polls: 1, ..World::default() });
+        place.run(backend, "send");
+        let (_, said) = place.run(backend, "retrieve");
+        assert!(said.contains("3 expired"), "{said}");
+        place.run_all(backend);
+        place.assert_paid_once();
+        place.assert_all_named();
+        assert_eq!(place.server.world().batches[1].requests.len(), 3 + 2, "and two garbled ones");
+    }
+}
+
+#[test]
+fn batches_are_as_large_as_allowed_and_waited_for_as_long_as_allowed() {
+    let place = Place::new(World { polls: 1000, ..World::default() });
+    succeed(place.command("openai", "send").env("REQUESTS_PER_BATCH", "3"));
+    let sizes: Vec<usize> = place.server.world().batches.iter().map(|b| b.requests.len()).collect();
+    assert_eq!(sizes, [3, 3, 2]);
+    let output = place.command("openai", "retrieve").env("WAIT_SECONDS", "0").output().unwrap();
+    let said = failed(&output, 75);
+    assert!(said.contains("3 batches are under way"), "{said}");
+    assert!(place.status().contains("under way"));
+}
+
+#[test]
+fn the_sum_is_never_exceeded_and_raising_it_goes_on() {
+    for backend in BACKENDS {
+        let place = Place::new(World::default());
+        let mut last = 0.0;
+        for (round, sum) in ["0.0001", "0.04", "0.06"].into_iter().enumerate() {
+            let output = place.command(backend, "send").env("MAX_COST", sum).output().unwrap();
+            let said = failed(&output, 69);
+            assert!(said.contains("MAX_COST"), "{said}");
+            place.run(backend, "retrieve");
+            let paid: u32 = place.server.world().paid.values().sum();
+            // Each answer costs 1000 tokens at 1 USD and 100 at 10 USD a million.
+            let spent = f64::from(paid) * 0.002;
+            assert!(spent <= sum.parse().unwrap() && spent >= last, "{backend}: {spent} of {sum}");
+            assert!(round > 0 || paid == 0);
+            last = spent;
+        }
+        assert!(last > 0.0);
+        succeed(place.command(backend, "send").env("MAX_COST", "5"));
+        place.run_all(backend);
+        place.assert_all_named();
+        place.assert_paid_once();
+    }
+}
+
+#[test]
+fn elements_of_an_array_share_the_latents() {
+    let place = Place::new(World::default());
+    let element = |n: &str, action: &str| {
+        succeed(place.command("chat", action).envs([
+            ("SLURM_ARRAY_TASK_ID", n),
+            ("SLURM_ARRAY_TASK_MIN", "0"),
+            ("SLURM_ARRAY_TASK_MAX", "2"),
+            ("SLURM_ARRAY_TASK_COUNT", "3"),
+        ]))
+    };
+    for action in ["send", "parse", "score"] {
+        for n in ["0", "1", "2"] {
+            element(n, action);
+        }
+    }
+    place.assert_all_named();
+    place.assert_scored();
+    place.assert_paid_once();
+    // Another number of workers knows what these have paid.
+    place.run_all("chat");
+    place.assert_paid_once();
+}
+
+#[test]
+fn keys_are_never_shown_or_stored() {
+    for backend in BACKENDS {
+        let place = Place::new(World::default());
+        place.server.world().key = "sk-another".into();
+        for extra in [&["--print-config"][..], &["--help"], &[], &["--dry-run"]] {
+            let output = place.command(backend, "send").args(extra).output().unwrap();
+            for bytes in [&output.stdout, &output.stderr] {
+                let said = String::from_utf8_lossy(bytes);
+                assert!(!said.contains(KEY), "{extra:?}: {said}");
+            }
+        }
+        let output = place.command(backend, "send").output().unwrap();
+        let said = failed(&output, 69);
+        assert!(said.contains("401") && said.contains("_API_KEY"), "{said}");
+        place.assert_no_key_in_files();
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    let place = Place::new(World::default());
+    for (name, value, code, words) in [
+        ("NAMING_MODEL", "", 2, "NAMING_MODEL is not set"),
+        ("LATENTS", "3-99", 2, "latent 99"),
+        ("LATENTS", "some", 2, "invalid digit"),
+        ("SCORES", "taste", 2, "expected detection"),
+        ("ANTHROPIC_BASE_URL", "nowhere", 2, "is no URL"),
+        ("ANTHROPIC_BASE_URL", "http://user:secret@host", 2, "holds a user or password"),
+        ("STORE_DIR", "s3://bucket/store", 2, "must outlive the node"),
+        ("SAE_RUN_ID", "gone", 2, "gone"),
+    ] {
+        let output = place.command("anthropic", "send").env(name, value).output().unwrap();
+        let said = failed(&output, code);
+        assert!(said.contains(words) && !said.contains("secret"), "{said}");
+    }
+    let mut command = place.command("chat", "send");
+    let output =
+        command.env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1").env("RETRIES", "1").output();
+    let said = failed(&output.unwrap(), 69);
+    assert!(said.contains("run the same command again"), "{said}");
+    let said = failed(&place.command("chat", "score").output().unwrap(), 65);
+    assert!(said.contains("no names to judge"), "{said}");
+    let mut command = place.command("chat", "send");
+    command.env_remove("PRICE_INPUT").env_remove("PRICE_OUTPUT");
+    let output = command.envs([("NAMING_MODEL", "own"), ("MAX_COST", "1")]).output().unwrap();
+    assert!(failed(&output, 2).contains("no price of `own`"));
+}
