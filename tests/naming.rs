@@ -188,6 +188,7 @@ fn plant(dir: &Path) {
         capture: "cap".into(),
         rows: 1440,
         sentences: 480,
+        ..Origin::default()
     };
     let table = Table {
         origin,

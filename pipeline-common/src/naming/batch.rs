@@ -1,7 +1,7 @@
 //! Batches: made once, found again after a crash, fetched when they have ended.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     path::Path,
     time::{Duration, Instant},
 };
@@ -254,10 +254,10 @@ fn fetch(
         ledger.state().intents.iter().map(|(n, i)| (n.clone(), i.backend)).collect();
     for (name, backend) in names {
         context.leave_if_asked("batches stay under way")?;
-        if !providers.contains_key(&backend) {
-            providers.insert(backend, Provider::new(context, args, backend)?);
-        }
-        let Some(provider) = providers.get(&backend) else { continue };
+        let provider = &*match providers.entry(backend) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Provider::new(context, args, backend)?),
+        };
         let known = ledger.state().intents.get(&name).is_some_and(|i| i.batch.is_some());
         if !known && look(args, provider, ledger, &name)? != Look::There {
             open += usize::from(ledger.state().intents.contains_key(&name));

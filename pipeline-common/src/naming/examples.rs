@@ -43,7 +43,7 @@ pub(super) enum Purpose {
 impl Purpose {
     /// What a document is for under a seed.
     pub fn of(document: u64, seed: u64) -> Self {
-        if mix(&[seed, document]) % 2 == 0 { Self::Explain } else { Self::Judge }
+        if mix(&[seed, document]).is_multiple_of(2) { Self::Explain } else { Self::Judge }
     }
 }
 
