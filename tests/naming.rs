@@ -264,12 +264,17 @@ fn failed(output: &Output, code: i32) -> String {
     said
 }
 
+/// Requests that a dry run would send.
+fn requests(plan: &str) -> u64 {
+    plan.lines().last().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
 fn every_back_end_names_and_scores_all_latents() {
     for backend in BACKENDS {
         let place = Place::new(World { polls: 2, ..World::default() });
-        let (plan, _) = succeed(place.command(backend, "send").arg("--dry-run"));
-        assert!(plan.contains("explain") && plan.contains("8 latents"), "{plan}");
+        let (before, _) = succeed(place.command(backend, "send").arg("--dry-run"));
+        assert!(before.contains("explain") && before.contains("8 latents"), "{before}");
         assert!(place.server.world().calls.is_empty() && !place.names().exists());
         place.run_all(backend);
         place.assert_all_named();
@@ -284,15 +289,15 @@ fn every_back_end_names_and_scores_all_latents() {
         assert!(!new.iter().any(|call| call.starts_with("POST")), "{backend}: {new:?}");
         drop(world);
         let (plan, _) = succeed(place.command(backend, "send").arg("--dry-run"));
-        let all = plan.lines().last().unwrap().split_whitespace().nth(1);
-        assert!(all == Some("24"), "the judgements of two latents without a name: {plan}");
+        let judgements = (requests(&before) - LATENTS) / LATENTS;
+        assert_eq!(requests(&plan), 2 * judgements, "of two latents without a name: {plan}");
     }
 }
 
 #[test]
 fn a_busy_broken_hanging_or_cut_off_server_costs_nothing_twice() {
     let faults = [
-        Fault::Busy(0),
+        Fault::Busy(2),
         Fault::Broken,
         Fault::Truncated,
         Fault::DoneThenBroken,
@@ -313,6 +318,8 @@ fn a_busy_broken_hanging_or_cut_off_server_costs_nothing_twice() {
         place.run_all(backend);
         place.run_all(backend);
         place.assert_paid_once();
+        // Requests that are under way beside a refused one know nothing of it.
+        assert!(backend == "chat" || place.server.world().hurried == 0, "{backend}");
         let left = place.server.world().faults.len();
         assert_eq!(left, 0, "{backend}: {:?}", place.server.world().faults);
         place.assert_no_key_in_files();
@@ -404,20 +411,21 @@ fn batches_are_as_large_as_allowed_and_waited_for_as_long_as_allowed() {
 fn the_sum_is_never_exceeded_and_raising_it_goes_on() {
     for backend in BACKENDS {
         let place = Place::new(World::default());
-        let mut last = 0.0;
-        for (round, sum) in ["0.0001", "0.04", "0.06"].into_iter().enumerate() {
+        let mut stopped = 0;
+        for sum in ["0.0001", "0.012", "0.02", "0.03"] {
             let output = place.command(backend, "send").env("MAX_COST", sum).output().unwrap();
-            let said = failed(&output, 69);
-            assert!(said.contains("MAX_COST"), "{said}");
+            if output.status.code() != Some(0) {
+                assert!(failed(&output, 69).contains("MAX_COST"));
+                stopped += 1;
+            }
             place.run(backend, "retrieve");
             let paid: u32 = place.server.world().paid.values().sum();
             // Each answer costs 1000 tokens at 1 USD and 100 at 10 USD a million.
             let spent = f64::from(paid) * 0.002;
-            assert!(spent <= sum.parse().unwrap() && spent >= last, "{backend}: {spent} of {sum}");
-            assert!(round > 0 || paid == 0);
-            last = spent;
+            assert!(spent <= sum.parse().unwrap(), "{backend}: {spent} of {sum}");
+            assert_eq!(paid == 0, sum == "0.0001", "{backend}: what the sum allows is sent");
         }
-        assert!(last > 0.0);
+        assert!(stopped >= 2, "{backend}");
         succeed(place.command(backend, "send").env("MAX_COST", "5"));
         place.run_all(backend);
         place.assert_all_named();

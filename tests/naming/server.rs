@@ -9,7 +9,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -57,15 +57,18 @@ pub struct World {
     /// Requests of the next batch that expire.
     pub expire: usize,
     pub batches: Vec<Batch>,
-    files: Vec<String>,
+    pub files: Vec<String>,
     /// Answers by idempotency key.
-    kept: HashMap<String, Value>,
+    pub kept: HashMap<String, Value>,
     /// How often each question was answered and paid, by its text.
     pub paid: BTreeMap<String, u32>,
     /// Method, path and the keys that came with it.
     pub calls: Vec<String>,
     /// What `authorization` and `x-api-key` must be.
     pub key: String,
+    /// Until when the server wants to be left alone, and the calls that came all the same.
+    pub quiet_until: Option<Instant>,
+    pub hurried: u32,
     pub at_once: usize,
     pub most_at_once: usize,
 }
@@ -107,6 +110,7 @@ impl Server {
         let fault = {
             let mut world = self.world();
             world.calls.push(format!("{} {}", call.method, call.path));
+            world.hurried += u32::from(world.quiet_until.is_some_and(|end| Instant::now() < end));
             world.at_once += 1;
             world.most_at_once = world.most_at_once.max(world.at_once);
             let fits =
@@ -116,16 +120,21 @@ impl Server {
         };
         let done = !matches!(fault, Some(Fault::Busy(_) | Fault::Broken | Fault::Hang));
         let (status, body) = if done { self.answer(&call) } else { (500, "out of order".into()) };
+        if matches!(fault, Some(Fault::Hang | Fault::DoneThenHang)) {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        self.world().at_once -= 1;
         match fault {
-            Some(Fault::Hang | Fault::DoneThenHang) => std::thread::sleep(Duration::from_secs(60)),
+            Some(Fault::Hang | Fault::DoneThenHang) => {}
             Some(Fault::Busy(seconds)) => {
+                let end = Instant::now() + Duration::from_secs(seconds.into());
+                self.world().quiet_until = Some(end);
                 respond(stream, (429, "busy"), &format!("Retry-After: {seconds}\r\n"), 0);
             }
             Some(Fault::DoneThenBroken) => respond(stream, (500, "oh no"), "", 0),
             Some(Fault::Truncated) => respond(stream, (status, &body), "", body.len() / 2),
             Some(Fault::Broken) | None => respond(stream, (status, &body), "", 0),
         }
-        self.world().at_once -= 1;
     }
 
     fn answer(&self, call: &Call) -> (u16, String) {
@@ -193,7 +202,7 @@ impl World {
     }
 
     /// Two a page, newest first.
-    fn list(&self, query: &str, shown: fn(&Batch) -> Value) -> Value {
+    fn list(&mut self, query: &str, shown: fn(&Batch) -> Value) -> Value {
         let after = query.split('&').find_map(|part| part.split_once("after")).map(|(_, id)| id);
         let after = after.map(|id| id.split_once('=').unwrap().1);
         let mut batches =
@@ -202,7 +211,9 @@ impl World {
             batches.next();
         }
         let page: Vec<Value> = batches.by_ref().take(2).map(shown).collect();
-        json!({"data": page, "has_more": batches.next().is_some()})
+        let list = json!({"data": page, "has_more": batches.next().is_some()});
+        self.batches.iter_mut().for_each(|b| b.polls = b.polls.saturating_sub(1));
+        list
     }
 
     fn look(&mut self, id: &str) -> Batch {
@@ -298,7 +309,7 @@ fn think(text: &str, again: bool) -> Answer {
     if text.contains("{\"intruder\"") {
         let remainders: Vec<u64> = lines().map(|l| number(l).unwrap() % LATENTS).collect();
         let alone = |r: &u64| remainders.iter().filter(|other| *other == r).count() == 1;
-        let at = remainders.iter().position(|r| alone(r)).unwrap();
+        let at = remainders.iter().position(alone).unwrap();
         return says(json!({"intruder": at + 1}));
     }
     let wanted = text.split("remainder ").nth(1).unwrap();

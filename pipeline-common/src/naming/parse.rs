@@ -12,7 +12,10 @@ use super::{
     names::{self, NameRecord, UnnamedRecord},
     question::Kind,
 };
-use crate::stage::{Result, lock::Lock};
+use crate::{
+    stage::{Result, lock::Lock},
+    top::named,
+};
 
 /// Characters of a refusal or an unreadable answer that are kept.
 const SAID: usize = 500;
@@ -40,6 +43,7 @@ pub(super) fn parse(dir: &Path) -> Result<Parsed> {
         }
     }
     names::write_names(dir, &parsed.names, &parsed.unnamed)?;
+    named::refresh(dir.parent().unwrap_or(dir))?;
     Ok(parsed)
 }
 
@@ -54,7 +58,8 @@ pub(super) fn change(
     let _lock = lock(dir)?;
     let mut names = names::read(dir)?;
     change(&mut names);
-    names::write_names(dir, &names, &names::read_unnamed(dir)?)
+    names::write_names(dir, &names, &names::read_unnamed(dir)?)?;
+    named::refresh(dir.parent().unwrap_or(dir))
 }
 
 fn lock(dir: &Path) -> Result<Lock> {

@@ -61,9 +61,9 @@ pub(super) fn scores<'r>(
 ) -> Result<BTreeMap<u32, Scores>> {
     let of_name = |name: &&NameRecord| {
         let mut found = Scores::default();
-        for kind in kinds {
-            let questions = job.judge(name, &[*kind])?;
-            *place(&mut found, *kind) = score(job, &questions, &known);
+        let questions = job.judge(name, kinds)?;
+        for questions in questions.chunk_by(|a, b| a.kind == b.kind) {
+            *place(&mut found, questions[0].kind) = score(job, questions, &known);
         }
         Ok((name.latent, found))
     };

@@ -19,6 +19,7 @@ mod detail;
 mod finish;
 mod input;
 mod logits;
+pub mod named;
 mod neighbours;
 mod output;
 mod part;
@@ -33,3 +34,6 @@ pub mod tally;
 pub use data::TopData;
 pub use stage::TopSentences;
 pub use tally::{Aggregation, Tally};
+
+#[cfg(test)]
+pub(crate) use stage::tests::plant;

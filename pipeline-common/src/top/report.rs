@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{
     data::{REPORT, Table, TopData},
     input::Input,
+    named,
     record::{Activations, LatentRecord, Ranked},
 };
 use crate::{
@@ -90,7 +91,8 @@ pub(super) fn write(dir: &Path, origin: Origin, data: &TopData) -> Result<()> {
             report.add(&data.latent(latent)?, data)?;
         }
     }
-    Ok(atomic::write(&dir.join(REPORT), report.render()?.as_bytes())?)
+    let names = named::names(dir.parent().unwrap_or(dir))?;
+    Ok(atomic::write(&dir.join(REPORT), report.render(&names)?.as_bytes())?)
 }
 
 /// The data of the page while latents are added.
@@ -131,6 +133,7 @@ struct Latent {
 struct Page<'a> {
     title: &'a str,
     data: &'a str,
+    names: &'a str,
 }
 
 impl Report {
@@ -203,10 +206,10 @@ impl Report {
     }
 
     /// The whole page.
-    fn render(&self) -> std::io::Result<String> {
+    fn render(&self, names: &str) -> std::io::Result<String> {
         // No `<` survives, so nothing in the data can end the script element or open a comment.
         let data = serde_json::to_string(self)?.replace('<', "\\u003c");
-        let page = Page { title: &self.origin.title, data: &data };
+        let page = Page { title: &self.origin.title, data: &data, names };
         page.render().map_err(std::io::Error::other)
     }
 }
@@ -266,6 +269,36 @@ mod tests {
         assert_eq!(data["latents"].as_array().unwrap().len(), 1);
         assert_eq!(data["dead"], 1);
         assert!(page.contains("<title>a &#60; b</title>"), "the title is escaped");
+        assert!(page.contains("<script id=\"names\" type=\"application/json\">{}</script>"));
         assert!(!page.contains("http://") && !page.contains("https://"), "no network");
+    }
+    #[test]
+    fn names_come_to_the_page_before_it_or_after() {
+        let run = tempfile::tempdir().unwrap();
+        named::refresh(run.path()).unwrap();
+        let dir = run.path().join("top_sentences");
+        plant(&dir, &[LatentRecord { fired: 1, ..LatentRecord::default() }], &[], 10);
+        let data = TopData::open(&dir).unwrap();
+        let names = run.path().join("names/names.jsonl");
+        let name = |label: &str| {
+            let scores = serde_json::json!({"detection": {"value": 0.9, "judgements": 1}});
+            let line = serde_json::json!({"latent": 0, "label": label, "description": "d", "scores": scores});
+            atomic::write(&names, format!("{line}\n").as_bytes()).unwrap();
+        };
+        let shown = || {
+            let page = fs_err::read_to_string(dir.join(REPORT)).unwrap();
+            let names = page.split("type=\"application/json\">").nth(2).unwrap();
+            let names = names.split_once("</script>").unwrap().0;
+            serde_json::from_str::<serde_json::Value>(names).unwrap()
+        };
+        name("</script>");
+        write(&dir, Origin::default(), &data).unwrap();
+        assert_eq!(shown(), serde_json::json!({"0": ["</script>", "d", 0.9]}));
+        name("b");
+        named::refresh(run.path()).unwrap();
+        assert_eq!(shown(), serde_json::json!({"0": ["b", "d", 0.9]}));
+        fs_err::remove_file(names).unwrap();
+        write(&dir, Origin::default(), &data).unwrap();
+        assert_eq!(shown(), serde_json::json!({}));
     }
 }

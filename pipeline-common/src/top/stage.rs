@@ -247,7 +247,7 @@ impl TopSentences {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -263,7 +263,7 @@ mod tests {
     };
 
     /// A capture of 8 rows of width 6 and an SAE of 12 latents.
-    fn plant(store: &std::path::Path) {
+    pub fn plant(store: &std::path::Path) {
         let (capture, training) = (store.join("runs/cap"), store.join("runs/sae"));
         for dir in [&capture, &training] {
             fs_err::create_dir_all(dir).unwrap();
