@@ -161,14 +161,14 @@ pub struct BackendArgs {
     /// Key for Anthropic
     #[arg(long, env, value_name = "KEY", hide_env_values = true)]
     pub anthropic_api_key: Option<String>,
-    /// Address of Anthropic or of a proxy [default: https://api.anthropic.com]
+    /// Address of Anthropic or of a proxy [default: api.anthropic.com]
     #[arg(long, env, value_name = "URL", hide_env_values = true)]
     pub anthropic_base_url: Option<String>,
     /// Key for OpenAI; a chat endpoint may do without
     #[arg(long, env, value_name = "KEY", hide_env_values = true)]
     pub openai_api_key: Option<String>,
     /// Address of OpenAI or of whatever speaks its protocol, up to before /chat/completions
-    /// [default: https://api.openai.com/v1]
+    /// [default: api.openai.com/v1]
     #[arg(long, env, value_name = "URL", hide_env_values = true)]
     pub openai_base_url: Option<String>,
     /// Tokens an answer may have; models that think need room for their thoughts

@@ -1,8 +1,8 @@
 //! Stage 04: names for latents from a language model.
 //!
-//! [`examples`] chooses sentences of stage 03, [`question`] makes requests of them, [`provider`] puts them on
-//! the wire over [`http`], in batches ([`batch`]) or one by one ([`chat`]); [`ledger`] remembers what was asked,
-//! answered and paid. [`answer`] reads what came back, [`parse`] makes names of it ([`names`]), [`score`] makes
+//! `examples` chooses sentences of stage 03, `question` makes requests of them, `provider` puts them on
+//! the wire over `http`, in batches (`batch`) or one by one (`chat`); `ledger` remembers what was asked,
+//! answered and paid. `answer` reads what came back, `parse` makes names of it (`names`), `score` makes
 //! figures of judgements.
 //!
 //! Outputs, in `<training run>/names/`:
@@ -11,7 +11,7 @@
 //! * `names.jsonl`, `names.yaml`: a name for each latent, with its scores
 //! * `unnamed.jsonl`: latents that were asked about in vain, and why
 //! * `scores.json`: the shares of good names, by density
-//! * `neuronpedia/`, `delphi/`: [`export`]s
+//! * `neuronpedia/`, `delphi/`: `export`s
 
 mod answer;
 mod args;
