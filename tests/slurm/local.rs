@@ -20,7 +20,7 @@ fn text(output: &Output) -> String {
 #[test]
 fn scripts_parse_and_pass_shellcheck() {
     let scripts = scripts();
-    assert_eq!(scripts.len(), 9);
+    assert_eq!(scripts.len(), 10);
     let bash = Command::new("bash").arg("-n").args(&scripts).output().unwrap();
     assert!(bash.status.success(), "{}", text(&bash));
     let others = ["up", "down", "daemon"].map(|name| format!("tests/slurm/cluster/{name}"));
