@@ -11,7 +11,7 @@ use std::{path::PathBuf, process::Command};
 
 use serde_json::{Value, json};
 
-use super::workload::{EXPLORE, SAVE, TRAIN, succeed};
+use super::workload::{EXPLORE, SAVE, TOP, TRAIN, succeed};
 use client::Server;
 
 /// A store with SAEs of two hooks of the demo model, and what stage 03 says of one of them.
@@ -77,22 +77,38 @@ type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a str);
 #[test]
 fn every_answer_is_as_the_interface_is_described() {
     let demo = Demo::new();
+    demo.stage(TOP, &[("SAE_RUN_ID", "second")]);
+    plant::training(&demo.run("bare"), 64);
     let server = demo.serve(&[]);
     let api = schema::Api::new(server.get("/api/openapi.json").json());
     assert_eq!(server.get("/api/saes").json()["newest"], "first");
     // The index first, so that nothing is null for want of it.
     server.indexed("first");
+    server.indexed("second");
+    let strongest = "/api/saes/second/latents?sort=max&descending=true&limit=500";
+    let strongest = server.get(strongest).json()["rows"][0].clone();
+    let own = format!("/api/saes/second/latents/{}", strongest["latent"]);
+    let record = server.get(&own).json()["record"].clone();
+    let sentence = record["top"]["max"][0]["sentence"].clone();
+    let named = server.get(&format!("/api/saes/second/sentences/{sentence}")).json();
+    let latents = named["latents"].as_array().unwrap();
+    assert!(latents.iter().any(|l| l["latent"] == strongest["latent"]), "{named}");
+    let tokens = named["sentence"]["tokens"].as_array().unwrap();
+    assert!(tokens.contains(&strongest["token"]), "{strongest} {named}");
     let addresses = [
         ("/api/runs", "/api/runs"),
         ("/api/saes", "/api/saes"),
         ("/api/saes/{sae}", "/api/saes/first"),
+        ("/api/saes/{sae}", "/api/saes/bare"),
         ("/api/saes/{sae}", "/api/saes/second"),
+        ("/api/saes/{sae}/latents", "/api/saes/second/latents?limit=500"),
+        ("/api/saes/{sae}/latents/{latent}", own.as_str()),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?limit=500&sort=label&descending=true"),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?text=word&token=w&dead=no&name=a"),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/7"),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/0"),
         ("/api/saes/{sae}/latents/{latent}/strength", "/api/saes/first/latents/7/strength"),
-        ("/api/saes/{sae}/latents/{latent}/strength", "/api/saes/second/latents/7/strength"),
+        ("/api/saes/{sae}/latents/{latent}/strength", "/api/saes/bare/latents/7/strength"),
         ("/api/saes/{sae}/sentences/{sentence}", "/api/saes/first/sentences/14"),
         ("/api/search", "/api/search?q=WORD&limit=20"),
         ("/api/compare", "/api/compare?left=first&right=second&latent=7&k=5"),
@@ -111,7 +127,7 @@ fn every_answer_is_as_the_interface_is_described() {
     }
     for (path, address, status) in [
         ("/api/saes/{sae}", "/api/saes/gone", 404),
-        ("/api/saes/{sae}/latents", "/api/saes/second/latents", 404),
+        ("/api/saes/{sae}/latents", "/api/saes/bare/latents", 404),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?sort=size", 400),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?offset=-1", 400),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/1024", 404),

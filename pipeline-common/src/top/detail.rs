@@ -132,13 +132,12 @@ pub(super) fn sentences(
 }
 
 fn record(tokens: &TokenFile, sentence: u64, local: usize) -> SentenceRecord {
-    let offsets: Vec<[u32; 2]> =
-        tokens.sentence_rows(local).map(|row| tokens.token(row).offset).collect();
+    let ends = tokens.sentence_rows(local).map(|row| tokens.token(row).offset[1] as usize);
     SentenceRecord {
         sentence,
         document: tokens.document(local),
         ids: ids(tokens, local),
-        tokens: pieces(tokens.text(local), &offsets),
+        tokens: pieces(tokens.text(local), ends),
     }
 }
 
@@ -146,15 +145,13 @@ fn record(tokens: &TokenFile, sentence: u64, local: usize) -> SentenceRecord {
 ///
 /// Tokens that share a character (a byte-level tokenizer splits some) leave empty pieces behind
 /// the one that shows it.
-fn pieces(text: &str, offsets: &[[u32; 2]]) -> Vec<String> {
+pub(crate) fn pieces(text: &str, ends: impl Iterator<Item = usize>) -> Vec<String> {
     let mut begin = 0;
-    let mut out = Vec::with_capacity(offsets.len());
-    for [_, end] in offsets {
-        let end = text.floor_char_boundary(*end as usize).max(begin);
-        out.push(text[begin..end].to_owned());
-        begin = end;
-    }
-    out
+    let piece = |end| {
+        let end = text.floor_char_boundary(end).max(begin);
+        text[std::mem::replace(&mut begin, end)..end].to_owned()
+    };
+    ends.map(piece).collect()
 }
 
 #[cfg(test)]
@@ -163,8 +160,9 @@ mod tests {
 
     #[test]
     fn pieces_rebuild_the_text_whatever_the_offsets() {
-        assert_eq!(pieces("a dog", &[[0, 1], [2, 5]]), ["a", " dog"]);
-        assert_eq!(pieces("żó", &[[0, 1], [0, 2], [2, 4]]), ["", "ż", "ó"]);
-        assert_eq!(pieces("ab", &[[0, 2], [0, 1], [5, 9]]), ["ab", "", ""]);
+        let pieces = |text: &str, ends: &[usize]| pieces(text, ends.iter().copied());
+        assert_eq!(pieces("a dog", &[1, 5]), ["a", " dog"]);
+        assert_eq!(pieces("żó", &[1, 2, 4]), ["", "ż", "ó"]);
+        assert_eq!(pieces("ab", &[2, 1, 9]), ["ab", "", ""]);
     }
 }

@@ -15,7 +15,7 @@
 //! * `report.html`: one page that needs no network
 
 pub mod data;
-mod detail;
+pub(crate) mod detail;
 mod finish;
 mod input;
 mod logits;

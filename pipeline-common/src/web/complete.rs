@@ -9,7 +9,7 @@ use super::{
     browse::{Library, Opened, Weights},
     engine::{self, CHUNK, Engine, Model, Passage},
 };
-use crate::{kernels::host, model::Hook, text::Encoding};
+use crate::{kernels::host, model::Hook, text::Encoding, top::detail};
 
 /// Latents of a token at most.
 const MOST: usize = 200;
@@ -170,17 +170,13 @@ fn tokens(
     pieces.enumerate().map(of_token).collect()
 }
 
-/// Cuts a text behind each token, the rest of it behind the last.
+/// Cuts a text behind each token, the rest of it behind the last that has any.
 pub(super) fn pieces(text: &str, offsets: &[(usize, usize)]) -> Vec<String> {
-    let (mut begin, last) = (0, offsets.iter().rposition(|(begin, end)| begin < end));
-    let piece = |(n, (_, end)): (usize, &(usize, usize))| {
-        let end =
-            if Some(n) == last { text.len() } else { text.floor_char_boundary(*end).max(begin) };
-        let piece = text[begin..end].to_owned();
-        begin = end;
-        piece
+    let last = offsets.iter().rposition(|(begin, end)| begin < end);
+    let end = |(n, (_, end)): (usize, &(usize, usize))| {
+        if Some(n) == last { text.len() } else { *end }
     };
-    offsets.iter().enumerate().map(piece).collect()
+    detail::pieces(text, offsets.iter().enumerate().map(end))
 }
 
 #[cfg(test)]
