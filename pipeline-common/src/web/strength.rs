@@ -86,9 +86,9 @@ fn from_own(quantiles: &[(f64, f64)], max: f64) -> Vec<Suggestion> {
     vec![
         suggestion("ablate", 0.0, "as if it never fired"),
         suggestion("clamp", of(0.5), "everywhere as strong as half of its activations are"),
+        suggestion("clamp", of(0.9), "everywhere as strong as the strongest tenth of them are"),
         suggestion("clamp", max, "everywhere as strong as it was anywhere"),
         suggestion("clamp", 2.0 * max, "everywhere twice as strong as it ever was"),
-        suggestion("add", 4.0 * max, "four times its largest activation more: text may break"),
     ]
 }
 
@@ -119,11 +119,8 @@ mod tests {
 
     #[test]
     fn suggestions_grow_and_have_three_digits() {
-        let found = from_own(&[(0.5, 1.23456)], 9.87654);
-        assert_eq!(
-            found.iter().map(|s| s.value).collect::<Vec<_>>(),
-            [0.0, 1.23, 9.88, 19.8, 39.5]
-        );
+        let found = from_own(&[(0.5, 1.23456), (0.9, 5.0)], 9.87654);
+        assert_eq!(found.iter().map(|s| s.value).collect::<Vec<_>>(), [0.0, 1.23, 5.0, 9.88, 19.8]);
         let found = from_rows(Some(100.0), 2.0);
         assert_eq!(found.iter().map(|s| s.value).collect::<Vec<_>>(), [5.0, 12.5, 25.0]);
         assert_eq!(from_rows(None, 1.0), []);

@@ -140,7 +140,7 @@ fn a_latent_comes_with_all_that_its_record_names() {
     assert_eq!((&known["max"], &known["hook_rms_norm"]), (&json!(4.0), &json!(10.0)));
     assert!((known["decoder_norm"].as_f64().unwrap() - 1.0).abs() < 1e-6);
     assert_eq!(
-        known["suggestions"][2],
+        known["suggestions"][3],
         json!({"op": "clamp", "value": 4.0, "why": "everywhere as strong as it was anywhere"})
     );
     let unknown = strength("jump");
