@@ -4,6 +4,7 @@ mod client;
 mod generate;
 mod hostile;
 mod load;
+mod page;
 mod plant;
 mod schema;
 

@@ -76,7 +76,7 @@ fn save(dir: &Path, sae: &Sae, target: Target) {
 
 #[test]
 fn other_projects_load_and_compute_the_same() {
-    let Some(python) = super::venv::python("interop") else { return };
+    let Some(python) = super::packages::python("interop") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (top_k, none) = (Activation::TopK { k: 8 }, None);
     let cases = [

@@ -300,8 +300,8 @@ fn every_back_end_names_and_scores_all_latents() {
     }
 }
 
-#[test]
-fn a_busy_broken_hanging_or_cut_off_server_costs_nothing_twice() {
+/// Runs all actions against a server that is busy, broken, hangs or cuts its answers off at these calls.
+fn with_faults(backend: &str, parts: &[&'static str]) {
     let faults = [
         Fault::Busy(2),
         Fault::Broken,
@@ -310,29 +310,38 @@ fn a_busy_broken_hanging_or_cut_off_server_costs_nothing_twice() {
         Fault::Hang,
         Fault::DoneThenHang,
     ];
-    for (backend, parts) in [
-        ("anthropic", &["POST /deep/proxy/v1/messages/batches", "GET "][..]),
-        ("openai", &["POST /deep/proxy/v1/batches", "POST /deep/proxy/v1/files", "GET "]),
-        ("chat", &["POST /deep/proxy/v1/chat/completions"]),
-    ] {
-        let place = Place::new(World { polls: 1, ..World::default() });
-        for part in parts {
-            // What a GET does is done again by asking again.
-            let some = faults.iter().filter(|f| **f != Fault::DoneThenHang || part.len() > 4);
-            place.server.world().faults.extend(some.map(|fault| (*part, *fault)));
-        }
-        place.run_all(backend);
-        place.run_all(backend);
-        place.assert_paid_once();
-        // Requests that are under way beside a refused one know nothing of it.
-        assert!(backend == "chat" || place.server.world().hurried == 0, "{backend}");
-        let left = place.server.world().faults.len();
-        assert_eq!(left, 0, "{backend}: {:?}", place.server.world().faults);
-        place.assert_no_key_in_files();
-        let names = read_names(place.names().parent().unwrap()).unwrap();
-        assert_eq!(names.len(), 6, "{backend}");
-        place.assert_scored();
+    let place = Place::new(World { polls: 1, ..World::default() });
+    for part in parts {
+        // What a GET does is done again by asking again.
+        let some = faults.iter().filter(|f| **f != Fault::DoneThenHang || part.len() > 4);
+        place.server.world().faults.extend(some.map(|fault| (*part, *fault)));
     }
+    place.run_all(backend);
+    place.run_all(backend);
+    place.assert_paid_once();
+    // Requests that are under way beside a refused one know nothing of it.
+    assert!(backend == "chat" || place.server.world().hurried == 0);
+    let left = place.server.world().faults.len();
+    assert_eq!(left, 0, "{:?}", place.server.world().faults);
+    place.assert_no_key_in_files();
+    let names = read_names(place.names().parent().unwrap()).unwrap();
+    assert_eq!(names.len(), 6);
+    place.assert_scored();
+}
+
+#[test]
+fn faults_of_anthropics_batches_cost_nothing_twice() {
+    with_faults("anthropic", &["POST /deep/proxy/v1/messages/batches", "GET "]);
+}
+
+#[test]
+fn faults_of_openais_batches_cost_nothing_twice() {
+    with_faults("openai", &["POST /deep/proxy/v1/batches", "POST /deep/proxy/v1/files", "GET "]);
+}
+
+#[test]
+fn faults_of_a_chat_endpoint_cost_nothing_twice() {
+    with_faults("chat", &["POST /deep/proxy/v1/chat/completions"]);
 }
 
 #[test]

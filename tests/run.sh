@@ -5,8 +5,8 @@ usage() {
 usage: tests/run.sh [--no-install] [NEXTEST ARGUMENT]...
 
 Installs the packages that the tests need (as root or with sudo: SLURM, Chromium, shellcheck,
-Python; in target/: cargo-nextest where it is missing, Python with SAELens and with moto), then
-checks format, lints, documentation and the CUDA code, and runs every test. Prints each step with
+Python, node; in target/: cargo-nextest where it is missing, Python with SAELens and with moto,
+Playwright), then checks format, lints, documentation and the CUDA code, and runs every test. Prints each step with
 its duration; the exit code is 0 only if all of them pass.
 
   tests/run.sh
@@ -39,7 +39,7 @@ step() { # step NAME COMMAND...
 packages() { # installs the Debian packages whose commands are missing
 	local need=() pair sudo=()
 	for pair in shellcheck:shellcheck chromium:chromium python3:python3 munged:munge \
-		slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client; do
+		slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client node:nodejs npm:npm; do
 		PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || need+=("${pair#*:}")
 	done
 	python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
@@ -63,6 +63,11 @@ python() { # without PyPI the tests that need it say so themselves
 	done
 }
 
+node_packages() {
+	local code
+	tests/npm.sh explore || { code=$?; ((code == 69)) || return "$code"; }
+}
+
 cuda() { # its own directory: the empty kernels must never meet a real build
 	NVCC=$PWD/tests/cuda/nvcc-none CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
 		cargo clippy --locked --release --features cuda --target-dir target/nvcc-none -- -D warnings
@@ -76,6 +81,7 @@ if [[ -n $install ]]; then
 	step 'packages' packages
 	step 'cargo-nextest' nextest
 	step 'python environments' python
+	step 'node packages' node_packages
 fi
 step 'format' cargo fmt --check
 step 'clippy' cargo clippy --locked --release --all-targets -- -D warnings

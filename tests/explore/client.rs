@@ -63,6 +63,11 @@ impl Server {
         Self { child, address: address.parse().unwrap(), token, said: Some(said) }
     }
 
+    /// The page's address, with the token.
+    pub fn page(&self) -> String {
+        format!("http://{}/?token={}", self.address, self.token)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::{venv, workload::Contents};
+use super::super::{packages, workload::Contents};
 
 /// What moto takes for a signature: objects are not public.
 const SIGNED: &str = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, \
@@ -28,7 +28,7 @@ impl S3 {
     /// A server with an empty bucket; `None` where its packages cannot be fetched. One that
     /// `authenticates` knows no key at all.
     pub fn start(authenticates: bool) -> Option<Self> {
-        let python = venv::python("remote")?;
+        let python = packages::python("remote")?;
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = Command::new(python);
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &free.port().to_string()]);

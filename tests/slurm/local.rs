@@ -27,6 +27,7 @@ fn scripts_parse_and_pass_shellcheck() {
     let more = [
         "tests/slurm/fake_stage",
         "tests/run.sh",
+        "tests/npm.sh",
         "tests/venv.sh",
         "tests/cuda/nvcc-none",
         ".ci/run",

@@ -13,8 +13,22 @@ macro_rules! asset {
 const ASSETS: &[Asset] = &[
     asset!("index.html", "text/html; charset=utf-8"),
     asset!("openapi.json", "application/json"),
-    asset!("app.js", "text/javascript; charset=utf-8"),
     asset!("style.css", "text/css; charset=utf-8"),
+    asset!("api.js", "text/javascript; charset=utf-8"),
+    asset!("app.js", "text/javascript; charset=utf-8"),
+    asset!("changes.js", "text/javascript; charset=utf-8"),
+    asset!("compare.js", "text/javascript; charset=utf-8"),
+    asset!("complete.js", "text/javascript; charset=utf-8"),
+    asset!("dom.js", "text/javascript; charset=utf-8"),
+    asset!("find.js", "text/javascript; charset=utf-8"),
+    asset!("latent.js", "text/javascript; charset=utf-8"),
+    asset!("latents.js", "text/javascript; charset=utf-8"),
+    asset!("links.js", "text/javascript; charset=utf-8"),
+    asset!("plots.js", "text/javascript; charset=utf-8"),
+    asset!("runs.js", "text/javascript; charset=utf-8"),
+    asset!("steer.js", "text/javascript; charset=utf-8"),
+    asset!("tokens.js", "text/javascript; charset=utf-8"),
+    asset!("write.js", "text/javascript; charset=utf-8"),
 ];
 
 /// A file by its name: media type and contents.
