@@ -17,6 +17,7 @@ const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
   "--disable-component-update", "--disable-sync"];
 const profile = mkdtempSync(join(tmpdir(), "explore-"));
 const troubles = [];
+const ENDED = /^\d+ tokens?; /;
 
 function expect(is, what) {
   if (!is) throw new Error(`expected: ${what}`);
@@ -125,7 +126,7 @@ async function complete(page) {
   expect(await page.locator(".strip .on").count() > 0, "tokens shaded by a latent");
   await page.locator(".drawing [name=n]").fill("12");
   await page.getByRole("button", { name: "Continue the text" }).click();
-  await page.getByText(/ended by/).waitFor({ timeout: 60_000 });
+  await page.getByText(ENDED).waitFor({ timeout: 60_000 });
   await shot(page, "complete");
 }
 
@@ -145,7 +146,7 @@ async function steer(page, number) {
   await page.locator(".drawing [name=n]").fill("16");
   await page.getByRole("button", { name: "Generate both" }).click();
   await page.waitForFunction(() => document.querySelectorAll(".continuation > .quiet").length === 2
-    && [...document.querySelectorAll(".continuation > .quiet")].every(end => end.textContent.includes("ended by")), null, { timeout: 60_000 });
+    && [...document.querySelectorAll(".continuation > .quiet")].every(end => /^\d+ tokens?; /.test(end.textContent)), null, { timeout: 60_000 });
   expect(await page.locator(".continuation .kl").count() > 0, "a divergence of each token");
   await page.waitForTimeout(400);
   await shot(page, "steer");
@@ -159,7 +160,7 @@ async function permalink(context, page, written) {
   await heading(other, "Steer");
   await other.locator(".changes .chip").first().waitFor();
   await other.getByRole("button", { name: "Generate both" }).click();
-  await other.waitForFunction(() => [...document.querySelectorAll(".continuation > .quiet")].every(end => end.textContent.includes("ended by")), null, { timeout: 60_000 });
+  await other.waitForFunction(() => [...document.querySelectorAll(".continuation > .quiet")].every(end => /^\d+ tokens?; /.test(end.textContent)), null, { timeout: 60_000 });
   const again = (await other.locator(".continuation .text").allInnerTexts()).join("\n--\n");
   expect(again === written, `the same continuations from the link:\n${written}\nand\n${again}`);
 }

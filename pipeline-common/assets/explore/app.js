@@ -182,7 +182,7 @@ function setTheme(theme) {
   if (known === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = known;
   localStorage.setItem("theme", known);
-  at("theme").textContent = { auto: "Auto", dark: "Dark", light: "Light" }[known];
+  at("theme").textContent = { auto: "◐ Auto", dark: "☾ Dark", light: "☼ Light" }[known];
   at("theme").setAttribute("aria-label", `Colours: ${known}. Change to ${THEMES[known]}.`);
   at("theme").onclick = () => setTheme(THEMES[known]);
 }

@@ -24,7 +24,8 @@ export class Changes {
     this.changed();
     const found = await api.strength(sae, latent, this.signal).catch(() => null);
     const positive = found?.suggestions.filter(one => one.value > 0) ?? [];
-    const fits = positive.find(one => one.value >= found.max) ?? positive.at(-1);
+    // As strong as it ever was; suggestions are rounded.
+    const fits = positive.find(one => one.value >= 0.99 * found.max) ?? positive.at(-1);
     if (!fits || !this.changes.includes(change) || change.touched) return;
     Object.assign(change, { op: fits.op, value: fits.value });
     this.draw();

@@ -1,7 +1,7 @@
 // A text's tokens and the latents that are active at each; and how the model goes on.
 
 import * as api from "./api.js";
-import { bar, button, count, debounce, exact, fill, h, notice, quoted, say, short, stepped, table, visible } from "./dom.js";
+import { bar, button, count, counted, debounce, exact, fill, h, notice, quoted, say, short, stepped, table, visible } from "./dom.js";
 import * as links from "./links.js";
 import { strength } from "./tokens.js";
 import * as write from "./write.js";
@@ -20,7 +20,7 @@ export async function show(view, { sae, list, params, signal }) {
     top: Math.min(200, Math.max(1, Math.round(Number(params.get("top"))) || 10)), ...write.settings(params),
   };
   const page = new Complete(state, list, signal);
-  view.append(h("h1", {}, "Complete"), page.form(), page.result, page.goOn());
+  view.append(h("h1", {}, "Complete"), page.form(), page.goOn(), page.result);
   if (last?.key === page.key) page.draw(last.answer);
   else if (params.has("text")) page.read();
   return "Complete";
@@ -96,7 +96,7 @@ class Complete {
       const answer = await api.patiently(signal, wait, () => api.complete(body, signal));
       last = { key, answer };
       this.draw(answer);
-      this.status.textContent = `${count(answer.tokens.length)} tokens`;
+      this.status.textContent = counted(answer.tokens.length, "token");
     } catch (error) {
       if (signal.aborted) return;
       this.status.textContent = "";
@@ -199,7 +199,7 @@ class Complete {
       element.style.setProperty("--a", value === undefined ? 0 : strength(value / entry.most).toFixed(3));
       element.title = value === undefined ? "" : exact(value);
     });
-    if (this.shade) say(`Shaded by latent ${entry.latent}, ${entry.at.length} tokens`);
+    if (this.shade) say(`Shaded by latent ${entry.latent}, ${counted(entry.at.length, "token")}`);
   }
 
   goOn() {

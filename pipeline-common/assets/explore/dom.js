@@ -26,6 +26,7 @@ export const fill = (element, ...children) => {
 };
 
 export const count = n => n.toLocaleString("en-GB");
+export const counted = (n, thing) => `${count(n)} ${thing}${n === 1 ? "" : "s"}`;
 
 /// Three digits.
 export function short(x) {

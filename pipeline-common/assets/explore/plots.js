@@ -2,9 +2,10 @@
 
 import { count, exact, h, hint, roving, short, stepped, svg } from "./dom.js";
 
-const WIDTH = 520, LEFT = 44, RIGHT = 14, TOP = 8, BOTTOM = 24;
+/// Of a drawing, in units that are about a pixel each.
+const WIDTH = 520, WIDE = 1040, LEFT = 44, RIGHT = 14, TOP = 8, BOTTOM = 24;
 
-const frame = (height, role, label) => svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role, "aria-label": label });
+const frame = (height, role, label, width = WIDTH) => svg("svg", { viewBox: `0 0 ${width} ${height}`, role, "aria-label": label });
 const tick = (x, y, text, anchor) => svg("text", { x, y, "text-anchor": anchor }, text);
 const rule = (x1, y1, x2, y2, name = "scale") => svg("line", { x1, y1, x2, y2, class: name });
 const raised = n => (n < 0 ? "⁻" : "") + String(Math.abs(n)).replace(/\d/g, digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]);
@@ -18,14 +19,14 @@ function decades(most) {
 }
 
 /// Bars of these heights; each is told by its title where one points.
-function bars(drawing, heights, titles, { wide, bottom }) {
+function bars(drawing, heights, titles, { wide, bottom, width = WIDTH }) {
   heights.forEach((height, i) => {
     const column = svg("g", { class: "column", tabindex: -1, role: "img", "aria-label": titles[i] },
       svg("rect", { x: LEFT + i * wide, y: TOP, width: wide, height: bottom - TOP, class: "reach" }),
       svg("rect", { x: LEFT + i * wide + 0.5, y: bottom - height, width: Math.max(0.5, wide - 1), height, class: "ink" }));
     drawing.append(hint(column, () => titles[i]));
   });
-  drawing.append(rule(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"));
+  drawing.append(rule(LEFT, bottom, width - RIGHT, bottom, "axis"));
   roving(drawing, ".column");
 }
 
@@ -74,13 +75,13 @@ export function densities({ from, step, counts }) {
 /// A small bar for each value, one beside the other.
 export function columns(label, values, titles, height = 90) {
   const most = Math.max(...values, 1e-9), bottom = height - 6;
-  const wide = Math.min(18, (WIDTH - LEFT - RIGHT) / Math.max(1, values.length));
-  const drawing = frame(height, "group", label);
+  const wide = Math.min(18, (WIDE - LEFT - RIGHT) / Math.max(1, values.length));
+  const drawing = frame(height, "group", label, WIDE);
   for (const part of [0.5, 1]) {
     const y = bottom - (bottom - TOP) * part;
-    drawing.append(rule(LEFT, y, WIDTH - RIGHT, y), tick(LEFT - 5, y + 4, short(part * most), "end"));
+    drawing.append(rule(LEFT, y, WIDE - RIGHT, y), tick(LEFT - 5, y + 4, short(part * most), "end"));
   }
-  bars(drawing, values.map(value => (bottom - TOP) * value / most), titles, { wide, bottom });
+  bars(drawing, values.map(value => (bottom - TOP) * value / most), titles, { wide, bottom, width: WIDE });
   return drawing;
 }
 

@@ -1,7 +1,7 @@
 // Continuations: how tokens are drawn, the stream of events, and the text as it grows.
 
 import * as api from "./api.js";
-import { button, count, exact, fresh, h, hint, quoted, roving, say, short } from "./dom.js";
+import { button, counted, exact, fresh, h, hint, quoted, roving, say, short } from "./dom.js";
 
 /// Settings by their names in an address.
 const SETTINGS = [
@@ -58,7 +58,7 @@ export function form(values, changed) {
   return h("div", { class: "drawing filters" }, fields, another, stop);
 }
 
-const WHY = { length: "as many tokens as asked for", stop: "a stop string", end_of_text: "the model ended the text", context: "the model's context is full" };
+const WHY = { length: "as many as asked for", stop: "ended by a stop string", end_of_text: "the model ended the text", context: "the model's context is full" };
 
 /// Buttons that start and cancel, and how far it is. `make` gives the request, or null where it is not
 /// complete; `use` takes each event.
@@ -101,9 +101,9 @@ export function runner({ label, make, use, signal: left }) {
       if (event.event === "start") begun = performance.now();
       if (event.event === "token") tokens++;
       const seconds = (performance.now() - begun) / 1000;
-      if (event.event === "token" && seconds > 0.3) state.textContent = `${count(tokens)} tokens, ${short(tokens / seconds)} a second`;
+      if (event.event === "token" && seconds > 0.3) state.textContent = `${counted(tokens, "token")}, ${short(tokens / seconds)} a second`;
       if (event.event === "done") {
-        state.textContent = `${count(tokens)} tokens in ${short(event.seconds)} s`;
+        state.textContent = `${counted(tokens, "token")} in ${short(event.seconds)} s`;
         say("Done.");
       }
       use(event);
@@ -155,7 +155,7 @@ export class Continuation {
 
   close(event) {
     this.ended = event;
-    const parts = [`${count(event.tokens)} tokens; ended by ${WHY[event.reason] ?? event.reason}`];
+    const parts = [`${counted(event.tokens, "token")}; ${WHY[event.reason] ?? event.reason}`];
     if (event.mean_kl !== null) parts.push(`mean KL ${exact(event.mean_kl)} nats`);
     this.end.textContent = parts.join("; ");
   }

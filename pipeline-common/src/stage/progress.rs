@@ -148,6 +148,11 @@ impl Progress {
     fn rate_line(&self, note: &str) -> String {
         let rate = self.tokens_per_second() as u64;
         let mut line = match self.rated {
+            Rated::Tokens if self.tokens == 0 => {
+                let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
+                let units = (self.done - self.already.0) as f64 / seconds;
+                format!("{} {}/s", thousands(units as u64), self.unit)
+            }
             Rated::Tokens => format!("{} tokens/s", thousands(rate)),
             Rated::Bytes => format!("{}/s", bytes(rate)),
         };

@@ -83,13 +83,15 @@ fn suggestion(op: &'static str, value: f64, why: &str) -> Suggestion {
 
 fn from_own(quantiles: &[(f64, f64)], max: f64) -> Vec<Suggestion> {
     let of = |wanted: f64| quantiles.iter().find(|(q, _)| *q == wanted).map_or(max, |(_, v)| *v);
-    vec![
+    let mut suggestions = vec![
         suggestion("ablate", 0.0, "as if it never fired"),
         suggestion("clamp", of(0.5), "everywhere as strong as half of its activations are"),
         suggestion("clamp", of(0.9), "everywhere as strong as the strongest tenth of them are"),
         suggestion("clamp", max, "everywhere as strong as it was anywhere"),
         suggestion("clamp", 2.0 * max, "everywhere twice as strong as it ever was"),
-    ]
+    ];
+    suggestions.dedup_by_key(|one| (one.op, one.value.to_bits()));
+    suggestions
 }
 
 fn from_rows(rms: Option<f64>, norm: f64) -> Vec<Suggestion> {
@@ -121,6 +123,8 @@ mod tests {
     fn suggestions_grow_and_have_three_digits() {
         let found = from_own(&[(0.5, 1.23456), (0.9, 5.0)], 9.87654);
         assert_eq!(found.iter().map(|s| s.value).collect::<Vec<_>>(), [0.0, 1.23, 5.0, 9.88, 19.8]);
+        let close = from_own(&[(0.5, 1.0), (0.9, 1.999)], 2.001);
+        assert_eq!(close.iter().map(|s| s.value).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 4.0]);
         let found = from_rows(Some(100.0), 2.0);
         assert_eq!(found.iter().map(|s| s.value).collect::<Vec<_>>(), [5.0, 12.5, 25.0]);
         assert_eq!(from_rows(None, 1.0), []);
