@@ -8,7 +8,11 @@ mod page;
 mod plant;
 mod schema;
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 
@@ -105,7 +109,7 @@ fn every_answer_is_as_the_interface_is_described() {
         ("/api/saes/{sae}/latents", "/api/saes/second/latents?limit=500"),
         ("/api/saes/{sae}/latents/{latent}", own.as_str()),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?limit=500&sort=label&descending=true"),
-        ("/api/saes/{sae}/latents", "/api/saes/first/latents?text=word&token=w&dead=no&name=a"),
+        ("/api/saes/{sae}/latents", "/api/saes/first/latents?text=word&strongest=w&dead=no&name=a"),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/7"),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/0"),
         ("/api/saes/{sae}/latents/{latent}/strength", "/api/saes/first/latents/7/strength"),
@@ -154,7 +158,7 @@ fn only_those_with_the_token_are_let_in_and_every_answer_protects_the_page() {
         ))
     };
     for address in
-        ["/", "/api/saes", "/assets/app.js", "/api/openapi.json", "/nothing", "/api/saes?token=x"]
+        ["/", "/api/saes", "/assets/x/app.js", "/api/openapi.json", "/nothing", "/api/saes?token=x"]
     {
         let answer = bare(address, "");
         assert_eq!(answer.status, 401, "{address}");
@@ -171,11 +175,16 @@ fn only_those_with_the_token_are_let_in_and_every_answer_protects_the_page() {
         bare("/api/saes", &format!("authorization: Bearer {}\r\n", server.token)).status,
         200
     );
-    let style = bare("/assets/style.css", &format!("cookie: {cookie}\r\n"));
-    assert_eq!(
-        (style.status, style.header("content-type")),
-        (200, Some("text/css; charset=utf-8"))
-    );
+    assert_eq!(page.header("cache-control"), Some("no-store"));
+    let text = page.text();
+    let names = text.split("\"assets/").skip(1).map(|rest| rest.split('"').next().unwrap());
+    for name in names {
+        let asset = bare(&format!("/assets/{name}"), &format!("cookie: {cookie}\r\n"));
+        assert_eq!(asset.status, 200, "{name}");
+        assert!(asset.header("content-type").unwrap().starts_with("text/"), "{name}");
+        assert!(asset.header("cache-control").unwrap().contains("immutable"), "{name}");
+    }
+    assert_eq!(bare("/assets/x/app.js", &format!("cookie: {cookie}\r\n")).status, 404);
     let rebound = server.raw(&format!(
         "GET /?token={} HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n",
         server.token
@@ -187,6 +196,30 @@ fn only_those_with_the_token_are_let_in_and_every_answer_protects_the_page() {
     assert_eq!(open.get("/api/saes").status, 200);
     let foreign = "POST /api/complete HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
     assert_eq!(open.raw(foreign).status, 415, "what another site's form may send");
+}
+
+#[test]
+fn a_job_says_how_to_reach_it() {
+    let demo = Demo::new();
+    let user = [("SLURM_JOB_ID", "7"), ("USER", "me"), ("TUNNEL_HOST", "login.example")];
+    let said = |variables: &[(&str, &str)]| {
+        let mut command = demo.command(EXPLORE);
+        command.envs(user).envs(variables.iter().copied()).env("EXPLORE_PORT", "0");
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().take(3);
+        let lines: Vec<String> = lines.collect::<Result<_, _>>().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        lines
+    };
+    let near = said(&[]);
+    let address = near[2].strip_prefix("http://127.0.0.1:").unwrap();
+    let (port, _) = address.split_once("/?token=").unwrap();
+    let command = format!("  ssh -N -L {port}:127.0.0.1:{port} -J me@login.example me@");
+    assert!(near[1].starts_with(&command), "{near:?}");
+    let far = said(&[("LISTEN", "0.0.0.0")]);
+    assert!(far[1].ends_with(" me@login.example") && !far[1].contains(" -J "), "{far:?}");
+    assert!(far[2].starts_with("http://127.0.0.1:"), "{far:?}");
 }
 
 #[test]

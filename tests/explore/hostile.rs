@@ -70,6 +70,7 @@ fn no_path_leads_out_of_the_store() {
             format!("/api/saes/first/latents/{part}"),
             format!("/api/saes/first/sentences/{part}"),
             format!("/assets/{part}"),
+            format!("/assets/{part}/app.js"),
             format!("/{part}"),
         ] {
             let head = server.head("GET", &address);

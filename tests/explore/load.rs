@@ -131,9 +131,7 @@ fn load(server: &Server, (browsers, seconds): (usize, u64), d_sae: usize) -> Vec
             .collect();
         for reader in readers {
             for (kind, took, status) in reader.join().unwrap() {
-                // Completions share the queue with the generations.
-                let fine = status == 200 || (REQUESTS[kind].0 == "complete" && status == 429);
-                assert!(fine, "{} {status}", REQUESTS[kind].0);
+                assert_eq!(status, 200, "{}", REQUESTS[kind].0);
                 times[kind].push(took);
             }
         }
@@ -157,7 +155,7 @@ fn report(times: &[Vec<Duration>]) {
 }
 
 #[test]
-fn many_browsers_and_four_generations_are_served_in_bounded_memory() {
+fn browsers_and_four_generations_are_served_for_a_minute_in_bounded_memory() {
     const D_SAE: usize = 4096;
     let demo = Demo::new();
     plant::training(&demo.run("wide"), D_SAE);
@@ -165,11 +163,11 @@ fn many_browsers_and_four_generations_are_served_in_bounded_memory() {
     plant::names(&demo.run("wide"), D_SAE);
     let server = demo.serve(&[("EXPLORE_QUEUE", "100")]);
     server.indexed("wide");
-    let times = load(&server, (16, 5), D_SAE);
+    let times = load(&server, (64, 60), D_SAE);
     report(&times);
     let peak = memory(&server, "VmHWM");
     assert!(peak < 1024, "{peak} MiB");
-    assert!(times.iter().map(Vec::len).sum::<usize>() > 500);
+    assert!(times.iter().map(Vec::len).sum::<usize>() > 5000);
 }
 
 /// The figures of the documentation: `cargo nextest run --release --run-ignored only explore::load
@@ -195,7 +193,9 @@ fn the_figures_of_65536_latents_and_64_browsers() {
         ("table, by label", "/api/saes/wide/latents?limit=500&sort=label"),
         ("table, filtered", "/api/saes/wide/latents?limit=500&name=description+of+latent+77"),
     ] {
-        say(&format!("{what:20} {:?}", timed(address)));
+        let (took, length) = timed(address);
+        say(&format!("{what:20} {took:?}, {length} bytes"));
+        assert!(took < Duration::from_secs(1), "{what}: {took:?}");
     }
     let mut random = Random(1);
     let mut alone: Vec<(Duration, usize)> = (0..2000)

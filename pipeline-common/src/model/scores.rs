@@ -26,7 +26,11 @@ impl<'a> Prediction<'a> {
     pub fn divergence(self, other: Self) -> f64 {
         let term = |(p, q): (&f32, &f32)| {
             let log_p = f64::from(*p) - self.log_sum;
-            log_p.exp() * (log_p - (f64::from(*q) - other.log_sum))
+            match log_p.exp() {
+                // The limit; a score of minus infinity would make it NaN.
+                0.0 => 0.0,
+                p => p * (log_p - (f64::from(*q) - other.log_sum)),
+            }
         };
         self.scores.iter().zip(other.scores).map(term).sum()
     }
@@ -46,5 +50,9 @@ mod tests {
         let by_hand = 0.75 * 1.5_f64.ln() + 0.25 * 0.5_f64.ln();
         assert!((p.divergence(q) - by_hand).abs() < 1e-4);
         assert_eq!(p.divergence(p), 0.0);
+        let never = [0.0, f32::NEG_INFINITY];
+        let never = Prediction::new(&never);
+        assert!((never.divergence(q) - 2.0_f64.ln()).abs() < 1e-12);
+        assert_eq!(q.divergence(never), f64::INFINITY);
     }
 }

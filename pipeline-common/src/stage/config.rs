@@ -155,6 +155,7 @@ pub const VARIABLES: &[&str] = &[
     "TOKENS_PER_SECOND",
     "TOP_K",
     "TOP_N",
+    "TUNNEL_HOST",
     "UNIT_DECODER",
     "UPLOAD_KEEP",
     "UPLOAD_TO",

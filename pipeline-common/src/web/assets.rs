@@ -1,6 +1,8 @@
 //! The files that the page is made of, embedded.
 
-/// Name, media type and contents; the first is the page itself.
+use std::sync::OnceLock;
+
+/// Name, media type and contents.
 type Asset = (&'static str, &'static str, &'static [u8]);
 
 macro_rules! asset {
@@ -9,10 +11,14 @@ macro_rules! asset {
     };
 }
 
-/// All of them; each but the page and the API's description is served below `/assets/`.
+pub(super) const HTML: &str = "text/html; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
+/// The interface's description.
+pub(super) const OPENAPI: &str = include_str!("../../assets/explore/openapi.json");
+
+const PAGE: &str = include_str!("../../assets/explore/index.html");
+/// All that the page needs besides itself.
 const ASSETS: &[Asset] = &[
-    asset!("index.html", "text/html; charset=utf-8"),
-    asset!("openapi.json", "application/json"),
     asset!("style.css", "text/css; charset=utf-8"),
     asset!("api.js", "text/javascript; charset=utf-8"),
     asset!("app.js", "text/javascript; charset=utf-8"),
@@ -31,8 +37,25 @@ const ASSETS: &[Asset] = &[
     asset!("write.js", "text/javascript; charset=utf-8"),
 ];
 
-/// A file by its name: media type and contents.
-pub(super) fn find(name: &str) -> Option<(&'static str, &'static [u8])> {
-    let found = ASSETS.iter().find(|(known, _, _)| *known == name);
+/// Changes with any of the files, so that browsers may keep them for good.
+fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let mut digest = blake3::Hasher::new();
+        for (name, _, bytes) in ASSETS {
+            digest.update(name.as_bytes()).update(bytes);
+        }
+        digest.finalize().to_hex()[..16].to_owned()
+    })
+}
+
+/// The page; its files lie below their version, and so do those that they name beside themselves.
+pub(super) fn page() -> String {
+    PAGE.replace("\"assets/", &format!("\"assets/{}/", version()))
+}
+
+/// A file by its version and name: media type and contents.
+pub(super) fn find(asked: &str, name: &str) -> Option<(&'static str, &'static [u8])> {
+    let found = ASSETS.iter().find(|(known, _, _)| *known == name && asked == version());
     found.map(|(_, media, bytes)| (*media, *bytes))
 }

@@ -57,6 +57,8 @@ pub(super) struct Browse {
 pub(super) struct Opened {
     pub meta: TrainingMeta,
     dir: PathBuf,
+    /// Of stage 03's files, before they were read.
+    stamp: Stamp,
     browse: Arc<Browse>,
 }
 
@@ -107,10 +109,6 @@ impl Opened {
             ))
         })
     }
-
-    fn top_stamp(&self) -> Stamp {
-        Stamp::of(&self.dir.join(TOP), &[TABLE, LATENTS, SENTENCES])
-    }
 }
 
 impl Library {
@@ -127,19 +125,15 @@ impl Library {
     /// A complete training by its name.
     pub fn open(&self, sae: &str) -> Answer<Opened> {
         let (meta, dir) = self.catalog.training(sae)?;
-        let names = self.names(&meta.run_id, &dir)?;
-        let top = |file| format!("{TOP}/{file}");
-        let files = [top(TABLE), top(LATENTS), top(SENTENCES), names::FILE.to_owned()];
-        let stamp = Stamp::of(&dir, &files.each_ref().map(String::as_str));
-        let browse = self.opened.get(sae, stamp, || {
+        let named = Stamp::of(&dir, &[names::FILE]);
+        let stamp = Stamp::of(&dir.join(TOP), &[TABLE, LATENTS, SENTENCES]);
+        let names =
+            self.named.get(&meta.run_id, named.clone(), || Names::read(&dir, meta.d_sae))?;
+        let browse = self.opened.get(sae, stamp.clone().and(named), || {
             let top = top_data(&dir, &meta);
             Ok::<_, Refusal>(Browse { top, names, orders: Orders::default() })
         })?;
-        Ok(Opened { meta, dir, browse })
-    }
-
-    fn names(&self, run: &str, dir: &std::path::Path) -> Result<Arc<Names>> {
-        self.named.get(run, Stamp::of(dir, &[names::FILE]), || Names::read(dir))
+        Ok(Opened { meta, dir, stamp, browse })
     }
 
     /// An SAE's weights, read if need be.
@@ -159,12 +153,12 @@ impl Library {
 
     /// The index of an SAE's sentences, begun if need be.
     pub fn index(&self, opened: &Opened) -> Arc<Entry> {
-        self.indexes.begun(&opened.meta.run_id, opened.top_stamp(), opened.browse())
+        self.indexes.begun(&opened.meta.run_id, opened.stamp.clone(), opened.browse())
     }
 
     /// The index if somebody has needed it before.
     pub fn index_if_begun(&self, opened: &Opened) -> Option<Arc<Entry>> {
-        self.indexes.known(&opened.meta.run_id, &opened.top_stamp())
+        self.indexes.known(&opened.meta.run_id, &opened.stamp)
     }
 
     /// Every capture and training.

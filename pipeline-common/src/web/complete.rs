@@ -15,6 +15,8 @@ use crate::{kernels::host, model::Hook, text::Encoding, top::detail};
 const MOST: usize = 200;
 /// SAEs of a request at most.
 const SAES: usize = 16;
+/// Active latents in an answer at most, of all tokens and SAEs together.
+const ACTIVE: usize = 1 << 20;
 
 /// What to read.
 #[derive(Clone, Debug, Deserialize)]
@@ -61,18 +63,26 @@ struct Along {
     active: Vec<Vec<Active>>,
 }
 
-/// Reads a text; `wanted` says whether anybody still waits for the answer.
+impl Request {
+    /// What can be said without the model.
+    pub fn check(&self) -> Answer<()> {
+        engine::check_text(&self.text)?;
+        if !(1..=MOST).contains(&self.top) {
+            return Err(Refusal::bad(format!("top is {}, not 1 to {MOST}", self.top)));
+        }
+        if self.saes.len() > SAES {
+            return Err(Refusal::bad(format!("more than {SAES} SAEs")));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a text; `wanted` fails once nobody waits for the answer any more.
 pub(super) fn complete(
     (library, engine): (&Library, &Engine),
     request: &Request,
-    wanted: &dyn Fn() -> bool,
+    wanted: &dyn Fn() -> Answer<()>,
 ) -> Answer<Completed> {
-    if !(1..=MOST).contains(&request.top) {
-        return Err(Refusal::bad(format!("top is {}, not 1 to {MOST}", request.top)));
-    }
-    if request.saes.len() > SAES {
-        return Err(Refusal::bad(format!("more than {SAES} SAEs")));
-    }
     let mut names = request.saes.clone();
     names.sort_unstable();
     names.dedup();
@@ -80,6 +90,11 @@ pub(super) fn complete(
     let capture = engine::capture_of(library, &opened.iter().collect::<Vec<_>>())?;
     engine.using(&capture, |model| {
         let encoding = model.encode(&request.text)?;
+        let active = encoding.ids.len() * opened.len() * request.top;
+        if active > ACTIVE {
+            let what = format!("an answer of up to {active} latents, more than {ACTIVE}");
+            return Err(Refusal::bad(what).hint("lower `top`, or send a shorter text"));
+        }
         let along = |opened: Opened| {
             let (weights, hook) = (library.weights(&opened)?, model.hook(&opened.meta.hook)?);
             Ok(Along { opened, weights, hook, active: vec![] })
@@ -94,7 +109,7 @@ fn read(
     model: &Model,
     ids: &[u32],
     (along, top): (&mut [Along], usize),
-    wanted: &dyn Fn() -> bool,
+    wanted: &dyn Fn() -> Answer<()>,
 ) -> Answer<()> {
     let hooks: Vec<Hook> = along.iter().map(|sae| sae.hook).collect();
     let along = RefCell::new(along);
@@ -109,9 +124,7 @@ fn read(
     }
     let mut passage = Passage::new(model, 1);
     for chunk in ids.chunks(CHUNK) {
-        if !wanted() {
-            return Err(Refusal::gone());
-        }
+        wanted()?;
         let step = passage.step(&[chunk]);
         if step.first[0] == 0 {
             // From the start, perhaps again.

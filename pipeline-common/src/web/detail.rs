@@ -115,7 +115,7 @@ fn latents(
     entry: &Arc<Entry>,
     (number, place): (u64, usize),
 ) -> Answer<Option<Vec<Value>>> {
-    let Some(index) = entry.index_if_ready() else { return Ok(None) };
+    let Some(index) = entry.if_ready()? else { return Ok(None) };
     let shown = index.latents_of(place).iter().take(MOST);
     let latents = shown.map(|latent| {
         let line = top.latent_json(*latent as usize)?;

@@ -71,17 +71,16 @@ impl Engine {
         let setting = |key| capture.config.value(key).map(str::to_owned);
         let wanted = (capture.model.clone(), setting("prompt_template"), setting("dtype"));
         let mut loaded = unpoisoned(&self.loaded);
-        if !loaded.as_ref().is_some_and(|(known, _)| *known == wanted) {
-            // The old one goes first: two may not fit.
-            *loaded = None;
-            let found = CapturedModel::find(capture, &self.args)?;
-            tracing::info!("loading `{}`", found.id);
-            *loaded = Some((wanted, Model::load(found, &self.device)?));
-        }
-        match &*loaded {
-            Some((_, model)) => work(model),
-            None => Err(Refusal::bad("no model is loaded")),
-        }
+        // The old one goes first: two may not fit.
+        let (_, model) = match loaded.take().filter(|(known, _)| *known == wanted) {
+            Some(same) => loaded.insert(same),
+            None => {
+                let found = CapturedModel::find(capture, &self.args)?;
+                tracing::info!("loading `{}`", found.id);
+                loaded.insert((wanted, Model::load(found, &self.device)?))
+            }
+        };
+        work(model)
     }
 }
 
@@ -106,6 +105,14 @@ pub(super) fn capture_of(library: &Library, saes: &[&Opened]) -> Answer<CaptureM
     Ok(first)
 }
 
+/// Refuses a text that is too long, whatever the model.
+pub(super) fn check_text(text: &str) -> Answer<()> {
+    match text.len() {
+        n if n > TEXT => Err(Refusal::bad(format!("text has {n} bytes, more than {TEXT}"))),
+        _ => Ok(()),
+    }
+}
+
 impl Model {
     fn load(found: CapturedModel, device: &str) -> Result<Self> {
         let CapturedModel { id, dir, info, tokenizer, precision } = found;
@@ -124,9 +131,7 @@ impl Model {
 
     /// A text's tokens, which must fit the model.
     pub fn encode(&self, text: &str) -> Answer<Encoding> {
-        if text.len() > TEXT {
-            return Err(Refusal::bad(format!("text has {} bytes, more than {TEXT}", text.len())));
-        }
+        check_text(text)?;
         let context = self.info().context_length;
         let encoding = self.tokenizer.encode_uncut(text, usize::MAX)?.encoding;
         match encoding.ids.len() {

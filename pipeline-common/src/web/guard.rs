@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use super::answer::{Answer, Refusal};
 
 /// Headers of every answer; scripts and styles come from this server alone.
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 5] = [
     (
         "content-security-policy",
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -17,14 +17,14 @@ const HEADERS: [(&str, &str); 6] = [
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
-    ("cache-control", "no-store"),
 ];
 
-/// Adds them.
+/// Adds them; what does not say otherwise is not kept.
 pub(super) fn protect(headers: &mut HeaderMap) {
     for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// What a request must show.
@@ -57,7 +57,8 @@ impl Guard {
         let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|c| c.split_once('='));
         let in_cookie = pairs.any(|(key, given)| key.trim() == name && same(given.trim(), token));
         if in_query {
-            let cookie = format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/");
+            // Lax, so that a link from elsewhere opens: nothing is changed by a GET.
+            let cookie = format!("{name}={token}; HttpOnly; SameSite=Lax; Path=/");
             return Ok(HeaderValue::from_str(&cookie).ok());
         }
         if in_header || in_cookie {
@@ -134,7 +135,7 @@ mod tests {
         let (uri, headers) = request("/?x=1&token=abc123", &[]);
         let cookie = guard.admit(&uri, &headers).unwrap().unwrap();
         let cookie = cookie.to_str().unwrap();
-        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax"), "{cookie}");
         let pair = cookie.split(';').next().unwrap();
         assert_eq!(status(&guard, "/", &[("cookie", &format!("a=b; {pair}"))]), 200);
         assert_eq!(status(&guard, "/api/saes", &[("authorization", "bearer abc123")]), 200);

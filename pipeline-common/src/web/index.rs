@@ -27,7 +27,7 @@ const LINES: usize = 512;
 /// Seconds after which a request that needs the index may try again.
 const RETRY: u32 = 2;
 /// SAEs whose indexes are kept.
-const KEPT: usize = 8;
+pub(super) const KEPT: usize = 8;
 /// What separates sentences; no query has it.
 const BORDER: char = '\0';
 
@@ -61,7 +61,7 @@ pub(super) struct Entry {
     built: OnceLock<Answer<Index>>,
 }
 
-/// The indexes of a store's SAEs, the newest first.
+/// The indexes of a store's SAEs, the most recently used first.
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     entries: Mutex<Vec<(String, Arc<Entry>)>>,
@@ -72,9 +72,10 @@ pub(super) struct Indexes {
 impl Indexes {
     /// The index of an SAE, if it was begun.
     pub fn known(&self, sae: &str, stamp: &Stamp) -> Option<Arc<Entry>> {
-        let entries = unpoisoned(&self.entries);
-        let mut same = entries.iter().filter(|(name, entry)| name == sae && entry.stamp == *stamp);
-        same.next().map(|(_, entry)| entry.clone())
+        let mut entries = unpoisoned(&self.entries);
+        let place = entries.iter().position(|(name, e)| name == sae && e.stamp == *stamp)?;
+        entries[..=place].rotate_right(1);
+        Some(entries[0].1.clone())
     }
 
     /// The index of an SAE; a thread builds it if there is none.
@@ -115,9 +116,9 @@ impl Entry {
         }
     }
 
-    /// The index, if it is there.
-    pub fn index_if_ready(&self) -> Option<&Index> {
-        self.built.get()?.as_ref().ok()
+    /// The index, if it is there; a refusal if it could not be built.
+    pub fn if_ready(&self) -> Answer<Option<&Index>> {
+        self.built.get().map(|built| built.as_ref().map_err(Clone::clone)).transpose()
     }
 
     /// How far it is.
@@ -125,7 +126,8 @@ impl Entry {
         let Some(entry) = entry else { return Progress { state: "absent", done: 0, total: 0 } };
         let (done, total) = (entry.done.load(Ordering::Relaxed), entry.total);
         match entry.built.get() {
-            Some(_) => Progress { state: "ready", done: total, total },
+            Some(Ok(_)) => Progress { state: "ready", done: total, total },
+            Some(Err(_)) => Progress { state: "failed", done, total },
             None => Progress { state: "building", done, total },
         }
     }

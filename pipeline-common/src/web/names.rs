@@ -38,8 +38,8 @@ pub(super) struct Names(HashMap<u32, Name>);
 
 impl Names {
     /// Reads the file; there are no names where there is none. Of two lines of a latent the later
-    /// counts.
-    pub fn read(run_dir: &Path) -> Result<Self> {
+    /// counts; latents from `d_sae` on are passed over.
+    pub fn read(run_dir: &Path, d_sae: usize) -> Result<Self> {
         let path = run_dir.join(FILE);
         let text = match fs_err::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -51,7 +51,9 @@ impl Names {
                 Failure::input(format!("`{}` line {}: {e}", path.display(), n + 1))
                     .hint("04_name_latents writes the file anew")
             })?;
-            names.insert(name.latent, name);
+            if (name.latent as usize) < d_sae {
+                names.insert(name.latent, name);
+            }
         }
         Ok(Self(names))
     }
@@ -88,23 +90,25 @@ mod tests {
     #[test]
     fn names_are_read_whatever_else_a_line_says() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Names::read(dir.path()).unwrap().len(), 0);
+        assert_eq!(Names::read(dir.path(), 4).unwrap().len(), 0);
         fs_err::create_dir(dir.path().join("names")).unwrap();
         let lines = concat!(
             r#"{"latent":3,"label":"old"}"#,
             "\n\n",
             r#"{"latent":3,"label":"Dogs","description":"pets","scores":{"detection":{"value":0.75}},"x":1}"#,
             "\n",
+            r#"{"latent":4,"label":"cats of another SAE"}"#,
+            "\n",
             r#"{"latent":1,"label":"cats","scores":{"detection":{"value":0.5}}}"#,
         );
         fs_err::write(dir.path().join(FILE), lines).unwrap();
-        let names = Names::read(dir.path()).unwrap();
+        let names = Names::read(dir.path(), 4).unwrap();
         assert_eq!(names.label(3), Some("Dogs"));
         assert_eq!([1, 3].map(|l| names.get(l).unwrap().score()), [Some(0.5), Some(0.75)]);
         assert_eq!(names.holding("pet")[0].latent, 3);
         assert_eq!(names.holding("s").len(), 2);
         fs_err::write(dir.path().join(FILE), "{\"latent\":1}").unwrap();
-        let words = Names::read(dir.path()).unwrap_err().source.to_string();
+        let words = Names::read(dir.path(), 4).unwrap_err().source.to_string();
         assert!(words.contains("line 1") && words.contains("label"), "{words}");
     }
 }

@@ -9,7 +9,7 @@ use axum::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State,
         rejection::PathRejection,
     },
-    http::{Response, StatusCode, header, request::Parts},
+    http::{HeaderValue, Response, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::IntoResponse,
     routing::{get, post},
@@ -51,9 +51,9 @@ type Segments = Result<Path<(String, String)>, PathRejection>;
 /// All addresses.
 pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/", get(|| async { file("index.html") }))
-        .route("/assets/{name}", get(asset))
-        .route("/api/openapi.json", get(|| async { file("openapi.json") }))
+        .route("/", get(|| async { typed(assets::HTML, Bytes::from(assets::page())) }))
+        .route("/assets/{version}/{name}", get(asset))
+        .route("/api/openapi.json", get(|| async { typed(assets::JSON, assets::OPENAPI) }))
         .route("/api/runs", get(runs))
         .route("/api/saes", get(saes))
         .route("/api/saes/{sae}", get(sae))
@@ -90,18 +90,19 @@ async fn guarded(State(app): Shared, request: Request, next: Next) -> Response<B
     response
 }
 
-fn file(name: &str) -> Response<Body> {
-    let Some((media, bytes)) = assets::find(name) else {
-        return Refusal::missing("there is no such file").into_response();
-    };
-    ([(header::CONTENT_TYPE, media)], Bytes::from_static(bytes)).into_response()
+fn typed(media: &'static str, bytes: impl Into<Body>) -> Response<Body> {
+    ([(header::CONTENT_TYPE, media)], bytes.into()).into_response()
 }
 
-async fn asset(name: Segment) -> Response<Body> {
-    name.map_or_else(
-        |rejection| Refusal::missing(rejection.body_text()).into_response(),
-        |Path(name)| file(&name),
-    )
+/// A file of the page; at an address with its version it never changes.
+async fn asset(path: Segments) -> Answer<Response<Body>> {
+    let (version, name) = part(path)?;
+    let (media, bytes) = assets::find(&version, &name)
+        .ok_or_else(|| Refusal::missing("there is no such file, or it has another version"))?;
+    let mut response = typed(media, Bytes::from_static(bytes));
+    let forever = HeaderValue::from_static("private, max-age=31536000, immutable");
+    response.headers_mut().insert(header::CACHE_CONTROL, forever);
+    Ok(response)
 }
 
 /// Parameters of an address.
@@ -121,10 +122,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+    let mut work = Abandoned(tokio::task::spawn_blocking(work));
+    (&mut work.0).await.unwrap_or_else(|e| {
         tracing::error!("a request failed: {e}");
         Err(defect())
     })
+}
+
+/// Work that is not begun any more once nobody waits for it.
+struct Abandoned<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Abandoned<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn defect() -> Refusal {
@@ -239,10 +250,15 @@ async fn body<T: DeserializeOwned>(request: Request) -> Answer<T> {
 
 async fn complete_text(State(app): Shared, request: Request) -> Answer<Response<Body>> {
     let request: complete::Request = body(request).await?;
+    request.check()?;
     let turn = app.engine.gate.enter()?.turn().await;
     let (sender, answer) = oneshot::channel();
     let work = blocking(move || {
-        let wanted = || !sender.is_closed() && !app.stop.requested();
+        let wanted = || match () {
+            () if app.stop.requested() => Err(Refusal::stopped()),
+            () if sender.is_closed() => Err(Refusal::gone()),
+            () => Ok(()),
+        };
         let completed = complete::complete((&app.library, &app.engine), &request, &wanted);
         drop(turn);
         // Whoever asked may have gone.

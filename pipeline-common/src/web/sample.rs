@@ -25,7 +25,7 @@ impl Sampler {
                 (best, most) = (Some(id as u32), *score);
             }
         }
-        if self.temperature == 0.0 {
+        if self.temperature == 0.0 || best.is_none() {
             return best;
         }
         let weight = |score: f32| (f64::from(score - most) / self.temperature).exp();
@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(sampler.draw(&[0.0, f32::NAN], 0), None);
         assert_eq!(sampler.draw(&[0.0, f32::INFINITY], 0), None);
         assert_eq!(sampler.draw(&[f32::NEG_INFINITY, 0.0], 0), Some(1));
+        assert_eq!(sampler.draw(&[f32::NEG_INFINITY; 2], 0), None);
         assert_eq!(Sampler { temperature: 1e-300, ..sampler }.draw(&[0.0, 1.0], 0), Some(1));
     }
 }

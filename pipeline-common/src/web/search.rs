@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     answer::{Answer, Refusal},
     browse::{Library, Opened},
-    index::Index,
+    index::{Index, KEPT},
     table::LONGEST,
 };
 
@@ -36,15 +36,12 @@ pub(super) fn search(library: &Library, query: &Query) -> Answer<Value> {
     if !(1..=MOST).contains(&query.limit) {
         return Err(Refusal::bad(format!("limit is {}, not 1 to {MOST}", query.limit)));
     }
-    let saes = match &query.sae {
-        Some(sae) => vec![library.open(sae)?],
-        None => {
-            let all = library.catalog.trainings()?;
-            all.iter().map(|meta| library.open(&meta.run_id)).collect::<Answer<Vec<_>>>()?
-        }
+    let (saes, mut unsearched) = match &query.sae {
+        Some(sae) => (vec![library.open(sae)?], vec![]),
+        None => every(library)?,
     };
     let wanted = query.q.to_lowercase();
-    let (mut names, mut sentences, mut indexing) = (vec![], vec![], vec![]);
+    let (mut names, mut sentences, mut indexing, mut searched) = (vec![], vec![], vec![], 0);
     for opened in &saes {
         let found = opened.names().holding(&wanted);
         names.extend(found.into_iter().take(query.limit - names.len()).map(|name| {
@@ -56,6 +53,12 @@ pub(super) fn search(library: &Library, query: &Query) -> Answer<Value> {
         if opened.top().is_err() {
             continue;
         }
+        // A further index would take the place of one that this search needs.
+        if searched == KEPT {
+            unsearched.push(opened.meta.run_id.clone());
+            continue;
+        }
+        searched += 1;
         match library.index(opened).ready() {
             Err(refusal) if refusal.retry.is_some() => indexing.push(&opened.meta.run_id),
             index => {
@@ -66,7 +69,21 @@ pub(super) fn search(library: &Library, query: &Query) -> Answer<Value> {
     }
     Ok(json!({
         "query": query.q, "names": names, "sentences": sentences, "indexing": indexing,
+        "unsearched": unsearched,
     }))
+}
+
+/// Every SAE, and the names of those that cannot be opened.
+fn every(library: &Library) -> Answer<(Vec<Opened>, Vec<String>)> {
+    let (mut opened, mut damaged) = (vec![], vec![]);
+    for meta in library.catalog.trainings()? {
+        match library.open(&meta.run_id) {
+            Ok(one) => opened.push(one),
+            // What is wrong with it is told with the runs.
+            Err(_) => damaged.push(meta.run_id),
+        }
+    }
+    Ok((opened, damaged))
 }
 
 fn in_sentences(opened: &Opened, index: &Index, wanted: &str, room: usize) -> Answer<Vec<Value>> {

@@ -20,6 +20,8 @@ use crate::stage::{Result, StopFlag};
 const CONNECTIONS: usize = 1024;
 /// How long a connection may take for a request's head, and be idle between two.
 const HEAD: Duration = Duration::from_secs(10);
+/// How long an answer's receiver may take nothing of it.
+const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of a request's head, within a factor of four; an answer is read no further ahead of its receiver.
 const BUFFER: usize = 64 << 10;
 /// How long answers may go on after the server was asked to stop.
@@ -86,6 +88,10 @@ async fn connection(
     // Lines of a stream are small and wanted at once.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("TCP_NODELAY: {error}");
+    }
+    let unread = UNREAD.as_millis() as u32;
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
+        tracing::debug!("TCP_USER_TIMEOUT: {error}");
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);

@@ -19,6 +19,12 @@ impl Stamp {
         };
         Self(files.iter().map(of).collect())
     }
+
+    /// Of both.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
 }
 
 type Slot<T> = Arc<Mutex<Option<(Stamp, Arc<T>)>>>;

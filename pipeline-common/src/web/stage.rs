@@ -72,6 +72,10 @@ struct ServerArgs {
     /// Port to listen at; 0 for any that is free
     #[arg(long, env, value_name = "PORT", default_value_t = 8757)]
     explore_port: u16,
+    /// The login node as your own machine knows it, for the ssh command that a job prints
+    /// [default: where the job was submitted]
+    #[arg(long, env, value_name = "HOST")]
+    tunnel_host: Option<String>,
     /// Let in everybody on this machine, without a token; only where LISTEN is a loopback address
     #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -137,7 +141,12 @@ impl Stage for Explore {
             let listener = TcpListener::bind(address).await.map_err(|e| unusable(address, &e))?;
             let address = listener.local_addr()?;
             let query = token.map(|token| format!("?token={token}")).unwrap_or_default();
-            context.print(&format!("http://{}/{query}\n", reachable(address)));
+            let mut reachable = reachable(address);
+            if std::env::var_os("SLURM_JOB_ID").is_some() {
+                context.print(&self.tunnel(address));
+                reachable = SocketAddr::from(([127, 0, 0, 1], address.port()));
+            }
+            context.print(&format!("http://{reachable}/{query}\n"));
             tracing::info!("listening at {address}; Ctrl-C ends it");
             server::serve(listener, routes::router(app), &context.stop).await
         });
@@ -164,6 +173,23 @@ impl Explore {
             return Err(Failure::usage(what).hint("set LISTEN=127.0.0.1, or leave NO_AUTH unset"));
         }
         Ok(address)
+    }
+
+    /// How to reach a job's server, on a node that the user's own machine does not see.
+    fn tunnel(&self, address: SocketAddr) -> String {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or("USER".to_owned());
+        let given = self.server.tunnel_host.clone();
+        let login = given.or_else(|| variable("SLURM_SUBMIT_HOST")).unwrap_or("LOGIN_NODE".into());
+        let (node, port) = (crate::stage::heartbeat::host(), address.port());
+        let command = if address.ip().is_loopback() {
+            format!("ssh -N -L {port}:{address} -J {user}@{login} {user}@{node}")
+        } else {
+            format!("ssh -N -L {port}:{node}:{port} {user}@{login}")
+        };
+        format!(
+            "run this on your own machine, and open there the address that follows:\n  {command}\n"
+        )
     }
 
     /// The store's runs; of a remote store those that this node has, and the one to show first.

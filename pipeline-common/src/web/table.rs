@@ -53,7 +53,7 @@ pub(super) struct Query {
     pub descending: bool,
     pub name: String,
     pub text: String,
-    pub token: String,
+    pub strongest: String,
     pub dead: Which,
     pub named: Which,
     pub offset: usize,
@@ -67,7 +67,7 @@ impl Default for Query {
             descending: false,
             name: String::new(),
             text: String::new(),
-            token: String::new(),
+            strongest: String::new(),
             dead: Which::Any,
             named: Which::Any,
             offset: 0,
@@ -143,7 +143,7 @@ fn order(browse: &Browse, top: &TopData, (column, descending): (Column, bool)) -
 pub(super) fn page(library: &Library, opened: &Opened, query: &Query) -> Answer<Page> {
     check(query)?;
     let (top, names) = (opened.top()?, opened.names());
-    let needs_index = !query.text.is_empty() || !query.token.trim().is_empty();
+    let needs_index = !query.text.is_empty() || !query.strongest.trim().is_empty();
     let entry =
         if needs_index { Some(library.index(opened)) } else { library.index_if_begun(opened) };
     let mut passes = vec![true; top.d_sae()];
@@ -164,14 +164,15 @@ pub(super) fn page(library: &Library, opened: &Opened, query: &Query) -> Answer<
     let order = opened.browse().orders.get(opened.browse(), top, query);
     let found: Vec<usize> = order.iter().map(|l| *l as usize).filter(|l| wanted(*l)).collect();
     let shown = found.iter().skip(query.offset).take(query.limit);
-    let index = entry.as_deref().and_then(Entry::index_if_ready);
+    let index = entry.as_deref().map(Entry::if_ready).transpose()?.flatten();
     let rows = shown.map(|l| row(opened, top, index, *l)).collect::<Answer<Vec<Row>>>()?;
     let (total, offset) = (found.len(), query.offset);
     Ok(Page { total, offset, rows, index: Entry::progress(entry.as_deref()) })
 }
 
 fn check(query: &Query) -> Answer<()> {
-    for (name, text) in [("name", &query.name), ("text", &query.text), ("token", &query.token)] {
+    let texts = [("name", &query.name), ("text", &query.text), ("strongest", &query.strongest)];
+    for (name, text) in texts {
         if text.len() > LONGEST {
             return Err(Refusal::bad(format!("{name} is longer than {LONGEST} bytes")));
         }
@@ -190,7 +191,7 @@ fn keep_found(index: &Index, query: &Query, passes: &mut [bool]) {
         }
         both(passes, &holds);
     }
-    let token = query.token.trim().to_lowercase();
+    let token = query.strongest.trim().to_lowercase();
     if !token.is_empty() {
         let holds: Vec<bool> = (0..passes.len())
             .map(|l| index.token(l).is_some_and(|t| t.to_lowercase().contains(&token)))

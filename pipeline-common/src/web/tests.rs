@@ -226,8 +226,10 @@ fn a_text_comes_back_in_tokens_with_the_strongest_latents_first() {
     let fixture = Fixture::new();
     let complete = |request: Value, wanted: bool| -> Answer<Value> {
         let request: complete::Request = serde_json::from_value(request).unwrap();
+        request.check()?;
         let both = (&fixture.library, &fixture.engine);
-        Ok(serde_json::to_value(complete::complete(both, &request, &|| wanted)?).unwrap())
+        let wanted = || if wanted { Ok(()) } else { Err(Refusal::gone()) };
+        Ok(serde_json::to_value(complete::complete(both, &request, &wanted)?).unwrap())
     };
     let text = "The old house by the sea. ".repeat(12);
     let names: Vec<&str> = SAES.iter().map(|(name, _)| *name).collect();

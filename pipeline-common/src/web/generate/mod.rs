@@ -7,7 +7,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use serde_json::{Value, json};
@@ -28,6 +28,9 @@ use crate::{
     stage::StopFlag,
     text::Encoding,
 };
+
+/// How long a generation may take: others wait.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// Where the lines go.
 pub(super) struct Lines {
@@ -107,7 +110,8 @@ fn prepared(
         }
         let encoding = model.encode(&request.text)?;
         let steering = Steering::new(library, model, &opened, &request.interventions)?;
-        work(&mut Job { model, request, encoding: opening(encoding), steering })
+        let until = Instant::now() + LONGEST;
+        work(&mut Job { model, request, encoding: opening(encoding), steering, until })
     })
 }
 
@@ -130,6 +134,7 @@ struct Job<'a> {
     request: &'a Request,
     encoding: Encoding,
     steering: Steering,
+    until: Instant,
 }
 
 /// One of the continuations.
@@ -271,9 +276,11 @@ impl<'a> Job<'a> {
                 .hint("steer with smaller values")
         })?;
         let prediction = Prediction::new(mine);
-        let kl = side
-            .reference
-            .map(|reference| prediction.divergence(Prediction::new(&scores[reference])).max(0.0));
+        let kl = side.reference.map(|reference| {
+            let kl = prediction.divergence(Prediction::new(&scores[reference]));
+            // Rounding may leave it a little below; what is not finite stays so.
+            if kl < 0.0 { 0.0 } else { kl }
+        });
         side.divergence += kl.unwrap_or(0.0);
         side.tokens += 1;
         let ends = self.model.ends.contains(&id);
@@ -288,6 +295,7 @@ impl<'a> Job<'a> {
             () if stops => Some("stop"),
             () if side.tokens == self.request.max_tokens => Some("length"),
             () if full => Some("context"),
+            () if Instant::now() >= self.until => Some("time"),
             () => None,
         };
         side.next = reason.is_none().then_some(id);
