@@ -48,7 +48,6 @@ if in_job; then
 	# Below the ports that systems give to outgoing connections.
 	export EXPLORE_PORT=${EXPLORE_PORT:-$((12000 + SLURM_JOB_ID % 20000))}
 	# Whoever reads the token in the log is let in.
-	log=$(readlink -f /proc/self/fd/1)
-	[[ ! -f $log ]] || chmod go= "$log"
+	[[ ! -f /proc/$$/fd/1 ]] || chmod go= "/proc/$$/fd/1"
 fi
 stage_main 05_explore "$@"
