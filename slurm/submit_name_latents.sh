@@ -15,12 +15,12 @@ usage() {
 usage: sbatch [--array=0-N] [sbatch options] slurm/submit_name_latents.sh [ACTION] [flags of 04_name_latents]
 
 Stage 04 as a job: names for the latents of a training (SAE_RUN_ID, default: the newest complete
-one) from a language model, and their scores. Without an ACTION all of them are done in turn: send,
-retrieve, again for answers that could not be read, parse, score, retrieve, score. The keys
+one) from a language model, and their scores. Without an ACTION all of them are done in turn:
+retrieve, send, retrieve, again for answers that could not be read, parse, score. The keys
 (ANTHROPIC_API_KEY, OPENAI_API_KEY) come with the environment.
 
-While batches are under way the job looks at them for WAIT_SECONDS (here 240), ends and is queued
-again, at most MAX_REQUEUES (here 1000) times; nothing is sent or paid twice.
+While batches are under way or answers are to come, the job looks for them for WAIT_SECONDS (here
+240), ends and is queued again, at most MAX_REQUEUES (here 1000) times; nothing is sent or paid twice.
 
   NAMING_MODEL=claude-haiku-4-5 MAX_COST=20 sbatch slurm/submit_name_latents.sh
   BACKEND=openai NAMING_MODEL=gpt-4o-mini sbatch slurm/submit_name_latents.sh --latents top:500
@@ -46,6 +46,6 @@ fi
 # shellcheck source=slurm/stage.sh
 source "$PIPELINE_HOME/slurm/stage.sh"
 export WAIT_SECONDS=${WAIT_SECONDS:-240} MAX_REQUEUES=${MAX_REQUEUES:-1000}
-steps='send retrieve send retrieve parse score retrieve score'
+steps='retrieve send retrieve send retrieve parse score'
 if [[ ${1-} =~ ^[a-z]+$ ]]; then steps=$1; shift; fi
 actions_main 04_name_latents "$steps" "$@"

@@ -134,6 +134,7 @@ fn every_answer_is_as_the_interface_is_described() {
         ("/api/saes/{sae}", "/api/saes/gone", 404),
         ("/api/saes/{sae}/latents", "/api/saes/bare/latents", 404),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?sort=size", 400),
+        ("/api/saes/{sae}/latents", "/api/saes/first/latents?strongset=a", 400),
         ("/api/saes/{sae}/latents", "/api/saes/first/latents?offset=-1", 400),
         ("/api/saes/{sae}/latents/{latent}", "/api/saes/first/latents/1024", 404),
         ("/api/saes/{sae}/sentences/{sentence}", "/api/saes/first/sentences/1", 404),

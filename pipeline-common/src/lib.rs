@@ -39,6 +39,7 @@
 pub mod capture;
 pub mod kernels;
 pub mod model;
+pub mod names;
 pub mod naming;
 pub mod plan;
 pub mod plot;

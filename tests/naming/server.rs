@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{GARBLED, GARBLED_ONCE, LATENTS, REFUSED};
+use super::{GARBLED, GARBLED_ONCE, JUDGED_TWICE, KEY, LATENTS, REFUSED};
 
 /// What the base URL has after the host.
 pub const PREFIX: &str = "/deep/proxy";
@@ -34,6 +34,10 @@ pub enum Fault {
     Truncated,
     /// Does what it is asked for and says 500.
     DoneThenBroken,
+    /// 200 with an error in it; nothing is done.
+    ErrorWithin,
+    /// 400; nothing is done.
+    TooLong,
 }
 
 #[derive(Clone, Debug)]
@@ -44,8 +48,12 @@ pub struct Batch {
     pub requests: Vec<(String, String)>,
     /// Looks at it until it has ended.
     polls: u32,
+    /// Looks before the end of its looks at which it says that it has ended, and shows no answers.
+    late: u32,
     /// Requests at its beginning whose turn never came.
     expired: usize,
+    /// Whether it was not taken.
+    rejected: bool,
 }
 
 #[derive(Default)]
@@ -54,8 +62,16 @@ pub struct World {
     pub faults: VecDeque<(&'static str, Fault)>,
     /// Looks at a new batch until it has ended.
     pub polls: u32,
+    /// OpenAI's answers show so many looks after the end.
+    pub late: u32,
     /// Requests of the next batch that expire.
     pub expire: usize,
+    /// Whether the next batch is not taken.
+    pub reject: bool,
+    /// Whether results are no longer there.
+    pub gone: bool,
+    /// A batch that nobody may look at.
+    pub hidden: Option<String>,
     pub batches: Vec<Batch>,
     pub files: Vec<String>,
     /// Answers by idempotency key.
@@ -118,8 +134,14 @@ impl Server {
             let at = world.faults.iter().position(fits);
             at.and_then(|at| world.faults.remove(at)).map(|(_, fault)| fault)
         };
-        let done = !matches!(fault, Some(Fault::Busy(_) | Fault::Broken | Fault::Hang));
-        let (status, body) = if done { self.answer(&call) } else { (500, "out of order".into()) };
+        let (status, body) = match fault {
+            Some(Fault::Busy(_) | Fault::Broken | Fault::Hang) => (500, "out of order".into()),
+            Some(Fault::ErrorWithin) => {
+                (200, json!({"error": {"message": "overloaded", "code": 503}}).to_string())
+            }
+            Some(Fault::TooLong) => (400, "too long".into()),
+            _ => self.answer(&call),
+        };
         if matches!(fault, Some(Fault::Hang | Fault::DoneThenHang)) {
             std::thread::sleep(Duration::from_secs(60));
         }
@@ -133,7 +155,7 @@ impl Server {
             }
             Some(Fault::DoneThenBroken) => respond(stream, (500, "oh no"), "", 0),
             Some(Fault::Truncated) => respond(stream, (status, &body), "", body.len() / 2),
-            Some(Fault::Broken) | None => respond(stream, (status, &body), "", 0),
+            _ => respond(stream, (status, &body), "", 0),
         }
     }
 
@@ -146,6 +168,11 @@ impl Server {
         }
         let Some(path) = call.path.strip_prefix(PREFIX) else { return (404, "{}".into()) };
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let results = path.ends_with("/results") || path.ends_with("/content");
+        let hidden = world.hidden.as_ref().is_some_and(|batch| path.ends_with(batch));
+        if hidden || results && world.gone {
+            return (404, "there is no such thing".into());
+        }
         let parts: Vec<&str> = path.trim_start_matches("/v1/").split('/').collect();
         let body = || serde_json::from_slice::<Value>(&call.body).unwrap();
         let answer = match (call.method.as_str(), &parts[..]) {
@@ -184,12 +211,14 @@ impl World {
     fn make(&mut self, requests: Vec<(String, String)>, intent: &str) -> Value {
         let id = format!("batch{}", self.batches.len());
         let expired = std::mem::take(&mut self.expire);
+        let rejected = std::mem::take(&mut self.reject);
         let intent = intent.to_owned();
-        for (_, text) in requests.iter().skip(expired) {
+        for (_, text) in requests.iter().skip(expired).filter(|_| !rejected) {
             *self.paid.entry(text.clone()).or_default() += 1;
         }
-        let polls = self.polls;
-        self.batches.push(Batch { id: id.clone(), intent, requests, polls, expired });
+        let (polls, late) = (self.polls, self.late);
+        let batch = Batch { id: id.clone(), intent, requests, polls, late, expired, rejected };
+        self.batches.push(batch);
         json!({"id": id})
     }
 
@@ -229,6 +258,7 @@ impl World {
         let mut lines: Vec<String> = Vec::new();
         for (n, (id, text)) in batch.requests.iter().enumerate() {
             let again = self.batches.iter().take_while(|b| b.id != batch.id);
+            let again = again.filter(|batch| !batch.rejected);
             let asked = again.flat_map(|b| &b.requests).filter(|(_, t)| t == text).count() as u32;
             let answer = (n >= batch.expired).then(|| think(text, asked > 0));
             lines.push(line(id, answer).to_string());
@@ -267,14 +297,24 @@ impl Batch {
     }
 
     fn openai(&self) -> Value {
-        let (total, ended) = (self.requests.len(), self.polls == 0);
+        let total = self.requests.len();
+        if self.rejected {
+            let why = format!("Limit reached by {KEY}.");
+            let error = json!({"code": "token_limit_exceeded", "message": why});
+            return json!({
+                "id": self.id, "status": "failed", "metadata": {"intent": self.intent},
+                "errors": {"data": [error]},
+                "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            });
+        }
+        let ended = self.polls <= self.late;
         let done = if ended { total - self.expired } else { total / 2 };
         let status = match (ended, self.expired) {
             (false, _) => "in_progress",
             (true, 0) => "completed",
             (true, _) => "expired",
         };
-        let file = |kind: &str| ended.then(|| format!("{kind}-{}", self.id));
+        let file = |kind: &str| (self.polls == 0).then(|| format!("{kind}-{}", self.id));
         json!({
             "id": self.id, "status": status, "metadata": {"intent": self.intent},
             "request_counts": {"total": total, "completed": done, "failed": 0},
@@ -314,6 +354,9 @@ fn think(text: &str, again: bool) -> Answer {
     }
     let wanted = text.split("remainder ").nth(1).unwrap();
     let wanted: u64 = wanted.split(':').next().unwrap().parse().unwrap();
+    if wanted == JUDGED_TWICE && !again {
+        return Answer::Says("{\"answers\": [1, 0".into());
+    }
     let marks = text.contains('«');
     let right = |line: &str| {
         let found = if marks { marked_number(line) } else { number(line) };

@@ -40,6 +40,13 @@ pub enum Backend {
     Chat,
 }
 
+impl Action {
+    /// As it is given on the command line.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -65,7 +72,8 @@ impl FromStr for Latents {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let number = |part: &str| part.parse::<u32>().map_err(|e| e.to_string());
+        let expected = || "expected `all`, `top:N`, a number, or a range such as 0-99".to_owned();
+        let number = |part: &str| part.parse::<u32>().map_err(|_| expected());
         if text == "all" {
             return Ok(Self::All);
         }
@@ -75,7 +83,7 @@ impl FromStr for Latents {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let (first, last) = (number(first)?, number(last)?);
         if first > last {
-            return Err("expected `all`, `top:N`, a number, or a range such as 0-99".to_owned());
+            return Err(expected());
         }
         Ok(Self::Range(first, last))
     }
@@ -117,8 +125,8 @@ impl ChoiceArgs {
         let (d_sae, fired) = (data.d_sae() as u32, &data.table().fired);
         let items: Vec<Latents> = self.latents.iter().flat_map(|list| list.0.clone()).collect();
         let mut chosen = Vec::new();
-        for item in if items.is_empty() { vec![Latents::All] } else { items } {
-            match item {
+        for item in if items.is_empty() { &[Latents::All][..] } else { &items } {
+            match *item {
                 Latents::All => chosen.extend(0..d_sae),
                 Latents::Top(count) => {
                     let mut densest: Vec<u32> = (0..d_sae).collect();
@@ -135,7 +143,11 @@ impl ChoiceArgs {
         }
         chosen.sort_unstable();
         chosen.dedup();
+        let all = chosen.len();
         chosen.retain(|l| fired[*l as usize] > 0);
+        if !items.is_empty() && chosen.len() < all {
+            tracing::info!("{} of the chosen latents are never active", all - chosen.len());
+        }
         Ok(chosen)
     }
 
@@ -193,6 +205,10 @@ pub struct BackendArgs {
     /// Times that a call is repeated when the server is busy, fails or is not there
     #[arg(long, env, default_value_t = 8, value_name = "N")]
     pub retries: u32,
+    /// Ask again for what was given up because it failed three times
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub retry_failed: bool,
     /// `retrieve` looks again for so many seconds while batches are under way
     #[arg(long, env, default_value_t = 0.0, value_name = "SECONDS", value_parser = seconds)]
     pub wait_seconds: f64,

@@ -12,11 +12,11 @@ use super::{
     http::CallError,
     job::{Job, Standing},
     ledger::{self, Asked, Event, Intent, Ledger, Progress},
-    provider::{Found, Outgoing, Poll, Provider},
+    provider::{Found, Outcome, Outgoing, Poll, Provider},
 };
 use crate::{
     slurm::Share,
-    stage::{Context, Failure, Result},
+    stage::{Context, Failure, Kind, Result},
 };
 
 /// Bytes of requests in a batch: both providers take more.
@@ -57,7 +57,7 @@ pub(super) fn send(
         let left = job.cost.max_cost.map(|sum| ledger.left_of(sum) - round.at_most);
         if left.is_some_and(|left| left < asked.at_most) {
             sent += submit(job, provider, ledger, &mut round)?;
-            return Err(over_budget(sent));
+            return Err(over_budget(ledger, sent));
         }
         let body = provider.body(&question, &job.asking);
         let bytes = question.bytes() + 512;
@@ -154,24 +154,21 @@ fn settle_all(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger) -> R
 }
 
 fn settle(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger, name: &str) -> Result<()> {
-    while look(args, provider, ledger, name)? == Look::Again {
+    while is_unsettled(args, provider, ledger, name)? {
         provider.http.wait(LOOK.min(args.settle() / 4))?;
     }
     Ok(())
 }
 
-/// What to do about a batch that may have been made.
-#[derive(PartialEq, Eq)]
-enum Look {
-    /// It is too early to say.
-    Again,
-    /// It is found, or shows once it has ended.
-    There,
-    Gone,
-}
-
-fn look(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger, name: &str) -> Result<Look> {
-    let Some(intent) = ledger.state().intents.get(name).cloned() else { return Ok(Look::Gone) };
+/// Looks for a batch that may have been made; whether it is too early to say. One that is found, or that may
+/// show once it has ended, stays in the ledger.
+fn is_unsettled(
+    args: &BackendArgs,
+    provider: &Provider,
+    ledger: &mut Ledger,
+    name: &str,
+) -> Result<bool> {
+    let Some(intent) = ledger.state().intents.get(name).cloned() else { return Ok(false) };
     // Looked at before the provider is asked, so that a batch made meanwhile is not missed.
     let age = jiff::Timestamp::now().duration_since(intent.at);
     let old = Duration::try_from(age).is_ok_and(|age| age >= args.settle());
@@ -181,27 +178,26 @@ fn look(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger, name: &str
         Found::Batch(batch) => {
             tracing::info!("found batch {batch}");
             ledger.write(vec![Event::Submitted { intent, batch }])?;
-            Ok(Look::There)
         }
         Found::Undecided => {
             tracing::warn!(
                 "a batch that may be ours is under way: its requests are held until it ends"
             );
-            Ok(Look::There)
         }
         Found::Nothing if old => {
             tracing::info!("the provider has no such batch: its requests are sent again");
             ledger.write(vec![Event::Absent { intent }])?;
-            Ok(Look::Gone)
         }
-        Found::Nothing => Ok(Look::Again),
+        Found::Nothing => return Ok(true),
     }
+    Ok(false)
 }
 
 /// Fetches what has ended, of this worker's ledger and, by the first worker, of arrays of other sizes.
 ///
 /// # Errors
-/// A stop while batches are under way, after the time to wait for them; an unavailable provider.
+/// A stop while batches are under way, after the time to wait for them; an unavailable provider or a batch
+/// that it did not take, once all others are fetched.
 pub(super) fn retrieve(
     context: &Context,
     dir: &Path,
@@ -213,12 +209,16 @@ pub(super) fn retrieve(
     let mut pause = POLL[0];
     loop {
         let mut open = 0;
+        let mut failures = Vec::new();
         for other in ledger::shares(dir)? {
             let strange = other.count != share.count && share.index == 0;
             if other == share || strange {
                 let mut ledger = Ledger::open(dir, other)?;
-                open += fetch(context, args, &mut providers, &mut ledger)?;
+                open += fetch((context, args), &mut providers, &mut ledger, &mut failures)?;
             }
+        }
+        if let Some(failure) = failures.into_iter().next() {
+            return Err(failure);
         }
         if open == 0 {
             return Ok(());
@@ -228,26 +228,19 @@ pub(super) fn retrieve(
             return Err(Failure::stopped(format!("{open} batches are under way"))
                 .hint("look again later with `04_name_latents retrieve`"));
         }
-        wait(context, pause.min(left))?;
+        context.stop.wait(pause.min(left));
+        context.leave_if_asked("batches stay under way")?;
         pause = (pause * 2).min(POLL[1]);
     }
 }
 
-fn wait(context: &Context, pause: Duration) -> Result<()> {
-    let end = Instant::now() + pause;
-    while Instant::now() < end {
-        context.leave_if_asked("batches stay under way")?;
-        std::thread::sleep(Duration::from_millis(50).min(pause));
-    }
-    Ok(())
-}
-
-/// Fetches what has ended of a ledger; the number of batches that have not.
+/// Fetches what has ended of a ledger; the number of batches that have not. What goes wrong with one batch
+/// does not keep the others back.
 fn fetch(
-    context: &Context,
-    args: &BackendArgs,
+    (context, args): (&Context, &BackendArgs),
     providers: &mut BTreeMap<Backend, Provider>,
     ledger: &mut Ledger,
+    failures: &mut Vec<Failure>,
 ) -> Result<usize> {
     let mut open = 0;
     let names: Vec<(String, Backend)> =
@@ -258,30 +251,52 @@ fn fetch(
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(Provider::new(context, args, backend)?),
         };
-        let known = ledger.state().intents.get(&name).is_some_and(|i| i.batch.is_some());
-        if !known && look(args, provider, ledger, &name)? != Look::There {
-            open += usize::from(ledger.state().intents.contains_key(&name));
-            continue;
-        }
-        let Some(batch) = ledger.state().intents.get(&name).and_then(|i| i.batch.clone()) else {
-            open += 1;
-            continue;
-        };
-        match provider.poll(&batch)? {
-            Poll::Ended => collect(provider, ledger, &name, &batch)?,
-            Poll::UnderWay { done, total } => {
-                tracing::info!("batch {batch}: {done} of {total} requests done");
-                open += 1;
+        match fetch_batch(args, provider, ledger, &name) {
+            Err(failure) if failure.kind == Kind::Stopped => return Err(failure),
+            Err(failure) => {
+                tracing::warn!("{:#}", failure.source);
+                failures.push(failure);
             }
+            Ok(()) => open += usize::from(ledger.state().intents.contains_key(&name)),
         }
     }
     Ok(open)
 }
 
+/// Fetches a batch if it has ended.
+fn fetch_batch(
+    args: &BackendArgs,
+    provider: &Provider,
+    ledger: &mut Ledger,
+    name: &str,
+) -> Result<()> {
+    let batch = |ledger: &Ledger| ledger.state().intents.get(name).and_then(|i| i.batch.clone());
+    if batch(ledger).is_none() {
+        is_unsettled(args, provider, ledger, name)?;
+    }
+    let Some(batch) = batch(ledger) else { return Ok(()) };
+    match provider.poll(&batch)? {
+        Poll::Ended => collect(provider, ledger, name, &batch),
+        Poll::UnderWay { done, total } => {
+            tracing::info!("batch {batch}: {done} of {total} requests done");
+            Ok(())
+        }
+    }
+}
+
 /// Records the results of a batch, all at once.
+///
+/// # Errors
+/// A batch that the provider did not take, once that is recorded.
 fn collect(provider: &Provider, ledger: &mut Ledger, name: &str, batch: &str) -> Result<()> {
-    let results = provider.results(batch)?;
     let Some(intent) = ledger.state().intents.get(name).cloned() else { return Ok(()) };
+    let Some(results) = provider.results(batch)? else {
+        return lose(ledger, name, batch, intent.ids);
+    };
+    let not_taken = match &results.rest {
+        Outcome::NotTaken(why) => Some(why.clone()),
+        _ => None,
+    };
     let mut by_id: HashMap<String, _> = results.by_id.into_iter().collect();
     let mut events = Vec::new();
     for id in &intent.ids {
@@ -302,5 +317,20 @@ fn collect(provider: &Provider, ledger: &mut Ledger, name: &str, batch: &str) ->
         tracing::warn!("batch {batch} has {} results that nobody asked for", by_id.len());
     }
     events.push(Event::Ended { intent: name.to_owned() });
+    ledger.write(events)?;
+    not_taken.map_or(Ok(()), |why| {
+        Err(Failure::unavailable(format!("the provider did not take batch {batch}: {why}"))
+            .hint("its requests are open again: mend the cause, then `send`"))
+    })
+}
+
+/// Records that the results of a batch are gone, though they may have been charged.
+fn lose(ledger: &mut Ledger, name: &str, batch: &str, ids: Vec<String>) -> Result<()> {
+    tracing::warn!("the results of batch {batch} are no longer kept: its requests are open again");
+    let held =
+        |id: &String| ledger.state().requests.get(id).is_some_and(|r| r.progress == Progress::Held);
+    let why = "the results are no longer kept";
+    let lost = ids.into_iter().filter(held).map(|id| Event::Lost { id, why: why.to_owned() });
+    let events = lost.chain([Event::Ended { intent: name.to_owned() }]).collect();
     ledger.write(events)
 }

@@ -1,14 +1,15 @@
 //! Single requests to a chat endpoint, several at a time.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::Builder,
 };
 
-use serde_json::Value;
-
 use super::{
-    http::{CallError, SMALL},
+    http::CallError,
     job::{Job, Standing},
     ledger::{Asked, Event, Ledger, Usage},
     price::Price,
@@ -20,7 +21,7 @@ use crate::stage::{Failure, Kind, Result};
 /// Questions as they are made.
 pub(super) type Questions<'a> = &'a mut (dyn Iterator<Item = Result<Question>> + Send);
 
-/// Failures in a row, beyond those that may be under way together, that end the stage: something is wrong
+/// Requests lost in a row, beyond those that may be under way together, that end the stage: something is wrong
 /// with the server and not with a request.
 const IN_A_ROW: usize = 4;
 /// How often a worker that has no money left looks whether others' answers were cheaper than feared.
@@ -33,7 +34,9 @@ struct Shared<'a> {
     ledger: Mutex<&'a mut Ledger>,
     questions: Mutex<Questions<'a>>,
     under_way: AtomicUsize,
-    in_a_row: AtomicUsize,
+    /// Requests lost since the last answer. Only an answer tells that the requests, not the server, are at
+    /// fault.
+    lost: Mutex<Vec<Event>>,
     sent: AtomicU64,
     /// Whether what is left of the sum does not suffice.
     short: AtomicBool,
@@ -56,30 +59,38 @@ pub(super) fn send(
         ledger: Mutex::new(ledger),
         questions: Mutex::new(questions),
         under_way: AtomicUsize::new(0),
-        in_a_row: AtomicUsize::new(0),
+        lost: Mutex::default(),
         sent: AtomicU64::new(0),
         short: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
     std::thread::scope(|scope| {
         for _ in 0..job.backend.concurrency {
-            scope.spawn(|| shared.work());
+            if let Err(e) = Builder::new().spawn_scoped(scope, || shared.work()) {
+                shared.fail(Failure::unavailable(format!("cannot start a thread: {e}")));
+                return;
+            }
         }
     });
-    let sent = shared.sent.into_inner();
-    match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(failure) => Err(failure),
-        None if shared.short.into_inner() => Err(over_budget(sent)),
-        None => Ok(sent),
+    let Shared { sent, short, failure, lost, .. } = shared;
+    let sent = sent.into_inner();
+    if let Some(failure) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(failure);
     }
+    ledger.write(lost.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+    if short.into_inner() { Err(over_budget(ledger, sent)) } else { Ok(sent) }
 }
 
-/// Why a stage ends that has no money left.
-pub(super) fn over_budget(sent: u64) -> Failure {
-    Failure::unavailable(format!(
-        "MAX_COST might be exceeded: {sent} requests were sent, the others were not"
-    ))
-    .hint("raise MAX_COST; `status` says what is spent and what was asked in vain")
+/// Why a stage ends that has no money left; batches may still turn out cheaper than feared.
+pub(super) fn over_budget(ledger: &Ledger, sent: u64) -> Failure {
+    let what =
+        format!("MAX_COST might be exceeded: {sent} requests were sent, the others were not");
+    if ledger.state().intents.is_empty() {
+        Failure::unavailable(what)
+            .hint("raise MAX_COST; `status` says what is spent and what was asked in vain")
+    } else {
+        Failure::stopped(what).hint("`retrieve`, which says what batches cost, and `send` again")
+    }
 }
 
 /// What an outcome means for the ledger; an answer without a count of tokens costs what it may at most.
@@ -94,6 +105,7 @@ pub(super) fn event(asked: &Asked, outcome: Outcome, price: Price) -> Event {
         }
         Outcome::Refused { said, usage } => Event::Refused { id, said, usage, cost: cost(usage) },
         Outcome::Failed(why) => Event::Failed { id, why },
+        Outcome::NotTaken(why) => Event::NotTaken { id, why },
         Outcome::Expired => Event::Expired { id },
     }
 }
@@ -109,9 +121,13 @@ impl Shared<'_> {
             let Some(question) = next else { return };
             let done = question.and_then(|question| self.settle(&question));
             if let Err(failure) = done {
-                lock(&self.failure).get_or_insert(failure);
+                self.fail(failure);
             }
         }
+    }
+
+    fn fail(&self, failure: Failure) {
+        lock(&self.failure).get_or_insert(failure);
     }
 
     /// Asks a question until it is answered, or to be left alone for now.
@@ -137,12 +153,7 @@ impl Shared<'_> {
         let body = self.provider.body(question, &self.job.asking).to_string();
         let mut tried = 0;
         while self.reserve(&asked)? {
-            let post = self.provider.http.post("/chat/completions").body(body.clone());
-            let answer = self.provider.http.once(post.header("idempotency-key", &asked.id), SMALL);
-            let answer = answer.and_then(|body| {
-                serde_json::from_slice::<Value>(&body)
-                    .map_err(|_| CallError::strange("the answer is no JSON"))
-            });
+            let answer = self.provider.ask(&asked.id, &body);
             let recorded = self.record(&asked, &answer);
             self.under_way.fetch_sub(1, Ordering::SeqCst);
             recorded?;
@@ -156,15 +167,19 @@ impl Shared<'_> {
         Ok(false)
     }
 
-    /// Writes down that a request is sent, unless it might cost more than is left.
+    /// Writes down that a request is sent, unless it might cost more than is left or others have failed.
     fn reserve(&self, asked: &Asked) -> Result<bool> {
         loop {
+            self.provider.http.leave_alone()?;
+            if lock(&self.failure).is_some() {
+                return Ok(false);
+            }
             let mut ledger = lock(&self.ledger);
             let left = self.job.cost.max_cost.map(|sum| ledger.left_of(sum));
             if left.is_none_or(|left| left >= asked.at_most) {
+                ledger.write(vec![Event::Sent { request: asked.clone() }])?;
                 self.under_way.fetch_add(1, Ordering::SeqCst);
                 self.sent.fetch_add(1, Ordering::Relaxed);
-                ledger.write(vec![Event::Sent { request: asked.clone() }])?;
                 return Ok(true);
             }
             drop(ledger);
@@ -177,28 +192,40 @@ impl Shared<'_> {
     }
 
     /// Writes down what came of a request, as far as it is known.
-    fn record(&self, asked: &Asked, answer: &std::result::Result<Value, CallError>) -> Result<()> {
-        let event = match answer {
-            Ok(completion) => {
-                self.in_a_row.store(0, Ordering::Relaxed);
-                event(asked, self.provider.outcome(completion), self.job.price)
+    fn record(
+        &self,
+        asked: &Asked,
+        answer: &std::result::Result<Outcome, CallError>,
+    ) -> Result<()> {
+        let events = match answer {
+            Ok(outcome) => {
+                let answered = event(asked, outcome.clone(), self.job.price);
+                std::mem::take(&mut *lock(&self.lost)).into_iter().chain([answered]).collect()
             }
             Err(error) if error.may_be_done() => return Ok(()),
-            Err(error) => Event::NotTaken { id: asked.id.clone(), why: error.why.clone() },
+            Err(error) => {
+                let (id, why) = (asked.id.clone(), error.why.clone());
+                let refused = error.is_about_request();
+                vec![if refused { Event::Failed { id, why } } else { Event::NotTaken { id, why } }]
+            }
         };
-        lock(&self.ledger).write(vec![event])
+        lock(&self.ledger).write(events)
     }
 
     /// Leaves a request alone whose repeats are used up, unless that is no request's fault.
     fn give_up(&self, asked: &Asked, error: &CallError, failure: Failure) -> Result<()> {
-        let in_a_row = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-        let many = in_a_row >= IN_A_ROW + usize::from(self.job.backend.concurrency);
-        let no_fault = !error.connected || matches!(error.status, Some(401 | 403 | 404 | 429));
-        if failure.kind == Kind::Stopped || no_fault || many {
+        let silent = error.status.is_none() && error.connected;
+        if failure.kind == Kind::Stopped || !(silent || error.is_about_request()) {
             return Err(failure);
         }
+        if silent {
+            let mut lost = lock(&self.lost);
+            lost.push(Event::Lost { id: asked.id.clone(), why: error.why.clone() });
+            if lost.len() >= IN_A_ROW + usize::from(self.job.backend.concurrency) {
+                return Err(failure);
+            }
+        }
         tracing::warn!("latent {} is left for later: {}", asked.latent, error.why);
-        let (id, why) = (asked.id.clone(), error.why.clone());
-        lock(&self.ledger).write(vec![Event::Lost { id, why }])
+        Ok(())
     }
 }

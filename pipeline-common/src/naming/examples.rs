@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    stage::{Failure, Result},
+    stage::Result,
     top::{
         TopData,
         record::{LatentRecord, Ranked, SentenceRecord},
@@ -137,7 +137,7 @@ impl Source<'_> {
         found.extend(self.take(record, purpose, &silent, (count - found.len(), 0), taken)?);
         found.extend(self.take(record, purpose, &contrast, (count - found.len(), 0), taken)?);
         // A sentence drawn as silent may be active after all where two runs were mixed.
-        found.retain(|example| !example.is_active());
+        found.retain(|example| strongest(record, example.sentence).is_none());
         Ok(found)
     }
 
@@ -158,51 +158,72 @@ impl Source<'_> {
             if taken.contains(&ranked.sentence) {
                 continue;
             }
-            let sentence = self.sentence(record, ranked.sentence)?;
+            let sentence = self.data.named(ranked.sentence)?;
             if Purpose::of(sentence.document, self.seed) == purpose {
                 taken.insert(ranked.sentence);
-                found.push(example(record, &sentence, decile));
+                let middle = self.middle(record, &sentence)?;
+                found.push(example(record, &sentence, middle, decile));
             }
         }
         Ok(found)
     }
 
-    fn sentence(&self, record: &LatentRecord, sentence: u64) -> Result<SentenceRecord> {
-        let place = self.data.place(sentence).ok_or_else(|| {
-            Failure::input(format!(
-                "latent {} names sentence {sentence}, which sentences.jsonl does not have",
-                record.latent
-            ))
-            .hint("03_top_sentences writes both anew")
-        })?;
-        self.data.sentence(place)
+    /// The token around which a sentence is shown: where the latent is strongest, or the neighbour for whose
+    /// sake a silent sentence was chosen, or anywhere. Were silent ones shown from their beginnings, their
+    /// place would tell them from the others.
+    fn middle(&self, record: &LatentRecord, sentence: &SentenceRecord) -> Result<usize> {
+        let (number, length) = (sentence.sentence, sentence.tokens.len());
+        if length <= SHOWN {
+            return Ok(0);
+        }
+        let neighbour = record.contrast.iter().find(|c| c.sentence == number).map(|c| c.latent);
+        let neighbour = neighbour.filter(|latent| (*latent as usize) < self.data.d_sae());
+        let found = match (strongest(record, number), neighbour) {
+            (None, Some(latent)) => strongest(&self.data.latent(latent as usize)?, number),
+            (own, _) => own,
+        };
+        let anywhere = mix(&[self.seed, record.latent.into(), number]) as usize % length;
+        Ok(found.unwrap_or(anywhere))
     }
 }
 
-/// The part of a sentence around the latent's strongest token, or its beginning.
-fn example(record: &LatentRecord, sentence: &SentenceRecord, decile: usize) -> Example {
+/// Where a latent is strongest in a sentence; none if it is silent there.
+fn strongest(record: &LatentRecord, sentence: u64) -> Option<usize> {
+    let active = record.activations.get(&sentence)?;
+    let values = active.at.iter().zip(&active.value);
+    values.max_by(|a, b| a.1.total_cmp(b.1)).map(|(at, _)| *at as usize)
+}
+
+/// The part of a sentence around a token.
+fn example(
+    record: &LatentRecord,
+    sentence: &SentenceRecord,
+    middle: usize,
+    decile: usize,
+) -> Example {
     let mut levels = vec![0; sentence.tokens.len()];
-    let mut strongest = (0, 0.0_f32);
     if let Some(active) = record.activations.get(&sentence.sentence) {
         for (at, value) in active.at.iter().zip(&active.value) {
             let at = *at as usize;
             let Some(level) = levels.get_mut(at) else { continue };
             // Rounded up, so that an active token is never shown as silent.
             *level = (STRONGEST * value / record.max).ceil().clamp(1.0, STRONGEST) as u8;
-            if *value > strongest.1 {
-                strongest = (at, *value);
-            }
         }
     }
-    let begin = strongest.0.saturating_sub(SHOWN / 2).min(levels.len().saturating_sub(SHOWN));
+    let begin = middle.saturating_sub(SHOWN / 2).min(levels.len().saturating_sub(SHOWN));
     let end = (begin + SHOWN).min(levels.len());
     Example {
         sentence: sentence.sentence,
         document: sentence.document,
-        tokens: sentence.tokens[begin..end].to_vec(),
+        tokens: sentence.tokens[begin..end].iter().map(|token| unmarked(token)).collect(),
         levels: levels[begin..end].to_vec(),
         decile,
     }
+}
+
+/// A token without the marks that stand for activity: the text's own become similar ones.
+fn unmarked(token: &str) -> String {
+    token.replace('«', "‹").replace('»', "›")
 }
 
 #[cfg(test)]
@@ -304,11 +325,47 @@ pub(super) mod tests {
             activations: BTreeMap::from([(5, active)]),
             ..LatentRecord::default()
         };
-        let shown = example(&record, &sentence, 3);
+        let shown = example(&record, &sentence, 100, 3);
         assert_eq!((shown.tokens.len(), shown.tokens[0].as_str()), (SHOWN, " 68"));
         assert_eq!(shown.levels[31..34], [5, 10, 0]);
         let record = LatentRecord { max: 10.0, ..LatentRecord::default() };
-        let silent = example(&record, &sentence, 0);
+        let silent = example(&record, &sentence, 0, 0);
         assert!(!silent.is_active() && silent.tokens[0] == " 0");
+    }
+
+    #[test]
+    fn silent_sentences_are_shown_from_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let sentence = |n: u64| {
+            let tokens = (0..500).map(|t| format!(" {t}")).collect();
+            SentenceRecord { sentence: n, document: n, ids: vec![0; 500], tokens }
+        };
+        let own = LatentRecord {
+            contrast: vec![Contrast { latent: 1, sentence: 0 }],
+            silent: (1..40).collect(),
+            ..LatentRecord::default()
+        };
+        let near = Activations { at: vec![7, 300], value: vec![1.0, 2.0] };
+        let neighbour = LatentRecord {
+            latent: 1,
+            activations: BTreeMap::from([(0, near)]),
+            ..LatentRecord::default()
+        };
+        plant(dir.path(), &[own, neighbour], &(0..40).map(sentence).collect::<Vec<_>>(), 20_000);
+        let data = TopData::open(dir.path()).unwrap();
+        let source = Source { data: &data, seed: 0 };
+        let record = data.latent(0).unwrap();
+        let middle = |n| source.middle(&record, &data.named(n).unwrap()).unwrap();
+        assert_eq!(middle(0), 300, "where the neighbour is strongest");
+        let places: BTreeSet<usize> = (1..40).map(middle).collect();
+        assert!(places.len() > 30 && places.iter().any(|at| *at > 400), "{places:?}");
+    }
+
+    #[test]
+    fn marks_of_the_text_are_not_taken_for_ours() {
+        let tokens = vec!["«Oui»".to_owned(), " dit".to_owned()];
+        let sentence = SentenceRecord { sentence: 0, document: 0, ids: vec![1, 2], tokens };
+        let shown = example(&LatentRecord::default(), &sentence, 0, 0);
+        assert_eq!(shown.tokens, ["‹Oui›", " dit"]);
     }
 }

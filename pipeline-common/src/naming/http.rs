@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,8 +21,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A server that wants to be left alone for longer is not waited for.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How often a pause looks at the stop flag.
-const TICK: Duration = Duration::from_millis(50);
 /// Bytes of an answer, and characters of it that a message has.
 pub(super) const SMALL: usize = 16 << 20;
 const SHOWN: usize = 300;
@@ -50,9 +49,19 @@ impl CallError {
         self.connected && self.status.is_none_or(|s| s >= 500)
     }
 
+    /// Whether it is this one request that the server does not take, and not any.
+    pub fn is_about_request(&self) -> bool {
+        matches!(self.status, Some(400 | 413 | 422))
+    }
+
+    /// An error that an answer tells which pretends success, as proxies send it.
+    pub fn told(status: Option<u16>, why: String) -> Self {
+        Self { status, connected: true, why, after: None }
+    }
+
     /// An answer that is not the one that was expected.
     pub fn strange(what: &str) -> Self {
-        Self { status: None, connected: true, why: what.to_owned(), after: None }
+        Self::told(None, what.to_owned())
     }
 
     /// Why the stage ends.
@@ -79,6 +88,8 @@ pub(super) struct Http {
     stop: StopFlag,
     limit: Duration,
     repeats: u32,
+    /// Until when the server wants to be left alone, whichever thread it told.
+    quiet: Mutex<Option<Instant>>,
 }
 
 /// How patient a client is.
@@ -133,6 +144,7 @@ impl Http {
             stop: context.stop.clone(),
             limit: limits.timeout,
             repeats: limits.repeats,
+            quiet: Mutex::new(None),
         })
     }
 
@@ -174,30 +186,10 @@ impl Http {
         })
     }
 
-    /// Sends a request that may be repeated, as often as allowed.
+    /// Sends a request that may be repeated, as often as allowed, until its answer is JSON.
     ///
     /// # Errors
     /// An unavailable server; a stop.
-    pub fn repeated(
-        &self,
-        doing: &str,
-        room: usize,
-        request: impl Fn() -> RequestBuilder,
-    ) -> Result<Vec<u8>> {
-        let mut tried = 0;
-        loop {
-            match self.once(request(), room) {
-                Ok(body) => return Ok(body),
-                Err(error) => self.pause(doing, &error, tried)?,
-            }
-            tried += 1;
-        }
-    }
-
-    /// As [`Self::repeated`], for an answer in JSON; one that is none is asked for again.
-    ///
-    /// # Errors
-    /// As [`Self::repeated`].
     pub fn json(
         &self,
         doing: &str,
@@ -223,6 +215,10 @@ impl Http {
     /// # Errors
     /// The failure of the call if it is final or the repeats are used up; a stop.
     pub fn pause(&self, doing: &str, error: &CallError, tried: u32) -> Result<()> {
+        if let Some(after) = error.after {
+            let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            *quiet = (*quiet).max(Some(Instant::now() + after.min(PATIENCE)));
+        }
         if !error.is_transient()
             || tried >= self.repeats
             || error.after.is_some_and(|a| a > PATIENCE)
@@ -241,17 +237,21 @@ impl Http {
     /// # Errors
     /// A stop.
     pub fn wait(&self, pause: Duration) -> Result<()> {
-        let until = Instant::now() + pause;
-        loop {
-            if self.stop.requested() {
-                return Err(Failure::stopped("stopped on request; what was answered is kept"));
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            std::thread::sleep(left.min(TICK));
+        self.stop.wait(pause);
+        if self.stop.requested() {
+            return Err(Failure::stopped("stopped on request; what was answered is kept"));
         }
+        Ok(())
+    }
+
+    /// Waits as long as the server has asked any thread for.
+    ///
+    /// # Errors
+    /// A stop.
+    pub fn leave_alone(&self) -> Result<()> {
+        let quiet = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = quiet.map(|end| end.saturating_duration_since(Instant::now()));
+        self.wait(left.unwrap_or_default())
     }
 
     fn lost(&self, error: reqwest::Error) -> CallError {
@@ -286,11 +286,32 @@ impl Http {
 
 /// Seconds, or a date.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    pause_of(response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim())
+}
+
+fn pause_of(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok();
     }
     let until = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
     let left = until.duration_since(jiff::Timestamp::now());
     Some(Duration::try_from(left).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_seconds_or_a_date() {
+        assert_eq!(pause_of("2"), Some(Duration::from_secs(2)));
+        assert_eq!(pause_of("0.5"), Some(Duration::from_millis(500)));
+        assert_eq!(pause_of("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(100);
+        let later = later.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let pause = pause_of(&later).unwrap();
+        assert!((98..=100).contains(&pause.as_secs()), "{later}: {pause:?}");
+        assert_eq!(pause_of("soon"), None);
+        assert_eq!(pause_of("-1"), None);
+    }
 }

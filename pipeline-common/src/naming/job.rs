@@ -7,11 +7,11 @@ use super::{
     args::{BackendArgs, CostArgs},
     examples::{Purpose, Source},
     ledger::{Asked, Progress, Request},
-    names::NameRecord,
     price::Price,
     question::{Asking, Kind, Question},
 };
 use crate::{
+    names::NameRecord,
     slurm::Share,
     stage::{Context, Result},
     top::TopData,
@@ -22,8 +22,6 @@ use crate::{
 const SEED: u64 = 0;
 /// Times that an unreadable answer is asked for, the first counted.
 const ATTEMPTS: u32 = 2;
-/// A request that failed so often is given up.
-pub(super) const GIVE_UP: u32 = 3;
 
 /// What a worker asks about, whom, and for how much.
 pub(super) struct Job<'a> {
@@ -100,7 +98,9 @@ impl Job<'_> {
                 return Standing::Open(attempt);
             };
             match &request.progress {
-                Progress::Open if request.failures >= GIVE_UP => return Standing::Vain,
+                Progress::Open if request.is_given_up() && !self.backend.retry_failed => {
+                    return Standing::Vain;
+                }
                 Progress::Open => return Standing::Open(attempt),
                 Progress::Held => return Standing::UnderWay,
                 Progress::Refused { .. } => return Standing::Vain,

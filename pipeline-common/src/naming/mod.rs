@@ -31,5 +31,5 @@ mod score;
 mod stage;
 mod status;
 
-pub use names::{NameRecord, Score, Scores, UnnamedRecord, read_names};
+pub use names::UnnamedRecord;
 pub use stage::NameLatents;

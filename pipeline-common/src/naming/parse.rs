@@ -1,18 +1,18 @@
 //! From answers to names.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
 use super::{
     answer::{self, Explanation},
-    job::GIVE_UP,
     ledger::{self, Progress, Request, State},
-    names::{self, NameRecord, UnnamedRecord},
+    names::{self, UnnamedRecord},
     question::Kind,
 };
 use crate::{
+    names::NameRecord,
     stage::{Result, lock::Lock},
     top::named,
 };
@@ -26,7 +26,7 @@ pub(super) struct Parsed {
     pub names: BTreeMap<u32, NameRecord>,
     pub unnamed: BTreeMap<u32, UnnamedRecord>,
     /// Latents whose answers are still to come, or are to be asked for again.
-    pub open: usize,
+    pub open: BTreeSet<u32>,
 }
 
 /// Writes the names of all ledgers into `names/`; scores stay with names that have not changed.
@@ -35,7 +35,7 @@ pub(super) struct Parsed {
 /// Damaged ledgers or names.
 pub(super) fn parse(dir: &Path) -> Result<Parsed> {
     let _lock = lock(dir)?;
-    let mut parsed = names_of(&ledger::all(dir)?);
+    let mut parsed = names_of(ledger::all(dir)?);
     let before = names::read(dir)?;
     for (latent, name) in &mut parsed.names {
         if let Some(old) = before.get(latent).filter(|old| old.is_same_name(name)) {
@@ -50,16 +50,17 @@ pub(super) fn parse(dir: &Path) -> Result<Parsed> {
 /// Changes names that are there, with no other process between reading and writing.
 ///
 /// # Errors
-/// Damaged names.
-pub(super) fn change(
+/// Damaged names; those of `change`.
+pub(super) fn change<T>(
     dir: &Path,
-    change: impl FnOnce(&mut BTreeMap<u32, NameRecord>),
-) -> Result<()> {
+    change: impl FnOnce(&mut BTreeMap<u32, NameRecord>) -> Result<T>,
+) -> Result<T> {
     let _lock = lock(dir)?;
     let mut names = names::read(dir)?;
-    change(&mut names);
+    let found = change(&mut names)?;
     names::write_names(dir, &names, &names::read_unnamed(dir)?)?;
-    named::refresh(dir.parent().unwrap_or(dir))
+    named::refresh(dir.parent().unwrap_or(dir))?;
+    Ok(found)
 }
 
 fn lock(dir: &Path) -> Result<Lock> {
@@ -67,27 +68,29 @@ fn lock(dir: &Path) -> Result<Lock> {
     Lock::wait(&dir.join(".lock-names"))
 }
 
-fn names_of(states: &[State]) -> Parsed {
-    let mut by_latent: HashMap<u32, Vec<&Request>> = HashMap::new();
-    let requests = states.iter().flat_map(|state| state.requests.values());
-    for request in requests.filter(|r| r.asked.kind == Kind::Explain) {
+fn names_of(states: Vec<State>) -> Parsed {
+    let (requests, unasked): (Vec<_>, Vec<_>) =
+        states.into_iter().map(|state| (state.requests, state.unasked)).unzip();
+    let requests = ledger::merged(requests);
+    let mut by_latent: BTreeMap<u32, Vec<&Request>> = BTreeMap::new();
+    for request in requests.values().filter(|r| r.asked.kind == Kind::Explain) {
         by_latent.entry(request.asked.latent).or_default().push(request);
     }
     let mut parsed = Parsed::default();
-    for (latent, why) in states.iter().flat_map(|state| &state.unasked) {
-        if !by_latent.contains_key(latent) {
-            let said = why.clone();
-            let record = UnnamedRecord { latent: *latent, reason: "no_sentences".into(), said };
-            parsed.unnamed.insert(*latent, record);
+    for (latent, said) in unasked.into_iter().flatten() {
+        if !by_latent.contains_key(&latent) {
+            let record = UnnamedRecord { latent, reason: "no_sentences".into(), said };
+            parsed.unnamed.insert(latent, record);
         }
     }
-    for (latent, requests) in by_latent {
+    for (latent, mut requests) in by_latent {
+        requests.sort_by_key(|r| (r.asked.attempt, &r.asked.id));
         if let Some(name) = newest_name(latent, &requests) {
             parsed.names.insert(latent, name);
         } else if let Some(record) = in_vain(latent, &requests) {
             parsed.unnamed.insert(latent, record);
         } else {
-            parsed.open += 1;
+            parsed.open.insert(latent);
         }
     }
     parsed
@@ -108,8 +111,12 @@ fn newest_name(latent: u32, requests: &[&Request]) -> Option<NameRecord> {
     Some(NameRecord { latent, label, description, certainty, model, ..NameRecord::default() })
 }
 
-/// Why a latent has no name, once nothing more is done about it.
+/// Why a latent has no name, once nothing more is done about it. A request that is open beside one that was
+/// answered in vain is of other settings, under which nobody may ask again.
 fn in_vain(latent: u32, requests: &[&Request]) -> Option<UnnamedRecord> {
+    if requests.iter().any(|request| request.progress == Progress::Held) {
+        return None;
+    }
     let record = |reason: &str, said: &str| UnnamedRecord {
         latent,
         reason: reason.to_owned(),
@@ -120,7 +127,7 @@ fn in_vain(latent: u32, requests: &[&Request]) -> Option<UnnamedRecord> {
         Progress::Answered { text, .. } if request.asked.attempt > 0 => {
             Some(record("malformed", text))
         }
-        Progress::Open if request.failures >= GIVE_UP => Some(record("failed", &request.why)),
+        Progress::Open if request.is_given_up() => Some(record("failed", &request.why)),
         _ => None,
     })
 }
@@ -129,10 +136,8 @@ fn in_vain(latent: u32, requests: &[&Request]) -> Option<UnnamedRecord> {
 mod tests {
     use super::*;
     use crate::{
-        naming::{
-            ledger::{Asked, Event, Ledger, Usage},
-            names::{Score, Scores},
-        },
+        names::{Score, Scores},
+        naming::ledger::{Asked, Event, GIVE_UP, Ledger, Usage},
         slurm::Share,
     };
 
@@ -163,7 +168,8 @@ mod tests {
 
     #[test]
     fn every_latent_has_a_name_or_a_reason_or_is_open() {
-        let dir = tempfile::tempdir().unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let dir = &run.path().join(names::DIRECTORY);
         let usage = Usage::default();
         let mut events = vec![
             answered("0-0", GOOD),
@@ -177,10 +183,10 @@ mod tests {
         let failed = || Event::Failed { id: "5-0".into(), why: "too long".into() };
         events.extend((0..GIVE_UP).map(|_| failed()));
         events.push(Event::Unasked { latent: 9, why: "none".into() });
-        ledger_of(dir.path(), events);
-        let parsed = parse(dir.path()).unwrap();
+        ledger_of(dir, events);
+        let parsed = parse(dir).unwrap();
         assert_eq!(parsed.names.keys().collect::<Vec<_>>(), [&0, &1]);
-        assert_eq!(parsed.open, 1, "4 is asked again");
+        assert_eq!(parsed.open, BTreeSet::from([4]), "it is asked again");
         let reasons: Vec<(u32, &str, &str)> =
             parsed.unnamed.values().map(|u| (u.latent, &*u.reason, &*u.said)).collect();
         let expected = [
@@ -194,17 +200,19 @@ mod tests {
 
     #[test]
     fn scores_stay_with_their_name_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        ledger_of(dir.path(), vec![answered("0-0", GOOD), answered("1-0", GOOD)]);
-        parse(dir.path()).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let dir = &run.path().join(names::DIRECTORY);
+        ledger_of(dir, vec![answered("0-0", GOOD), answered("1-0", GOOD)]);
+        parse(dir).unwrap();
         let scores = Scores { fuzzing: Some(Score::default()), ..Scores::default() };
-        change(dir.path(), |names| {
+        change(dir, |names| {
             names.values_mut().for_each(|name| name.scores = scores.clone());
+            Ok(())
         })
         .unwrap();
-        let mut ledger = Ledger::open(dir.path(), Share::WHOLE).unwrap();
+        let mut ledger = Ledger::open(dir, Share::WHOLE).unwrap();
         ledger.write(vec![answered("1-1", &GOOD.replace("\"b\"", "\"c\""))]).unwrap();
-        let parsed = parse(dir.path()).unwrap();
+        let parsed = parse(dir).unwrap();
         assert_eq!(parsed.names[&0].scores, scores);
         assert_eq!(parsed.names[&1].description, "c");
         assert_eq!(parsed.names[&1].scores, Scores::default());

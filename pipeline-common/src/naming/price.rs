@@ -7,15 +7,17 @@ use super::{
     question::{Asking, Question},
 };
 
-/// List prices of models by the beginning of their names, the longest that fits: dollars for a million
-/// tokens read and written, not in a batch. They change; PRICE_INPUT and PRICE_OUTPUT go before them.
-const LIST: [(&str, f64, f64); 17] = [
+/// List prices of models: dollars for a million tokens read and written, not in a batch. They change;
+/// PRICE_INPUT and PRICE_OUTPUT go before them.
+const LIST: [(&str, f64, f64); 19] = [
     ("claude-3-haiku", 0.25, 1.25),
     ("claude-3-5-haiku", 0.8, 4.0),
-    ("claude-haiku-4", 1.0, 5.0),
+    ("claude-haiku-4-5", 1.0, 5.0),
     ("claude-3-7-sonnet", 3.0, 15.0),
     ("claude-sonnet-4", 3.0, 15.0),
+    ("claude-sonnet-4-5", 3.0, 15.0),
     ("claude-opus-4", 15.0, 75.0),
+    ("claude-opus-4-1", 15.0, 75.0),
     ("claude-opus-4-5", 5.0, 25.0),
     ("gpt-4o", 2.5, 10.0),
     ("gpt-4o-mini", 0.15, 0.6),
@@ -48,8 +50,7 @@ pub(super) struct Price {
 impl Price {
     /// The list price of a model, half of it in a batch.
     pub fn listed(model: &str, batch: bool) -> Option<Self> {
-        let fitting = LIST.iter().filter(|(name, ..)| model.starts_with(name));
-        let (_, input, output) = fitting.max_by_key(|(name, ..)| name.len())?;
+        let (_, input, output) = LIST.iter().find(|(name, ..)| is_version_of(model, name))?;
         let share = if batch { 0.5 } else { 1.0 };
         Some(Self { input: input * share, output: output * share })
     }
@@ -70,6 +71,16 @@ impl Price {
     }
 }
 
+/// Whether a model is the one of that name or a dated version of it, and not a sibling of another price.
+fn is_version_of(model: &str, name: &str) -> bool {
+    let Some(rest) = model.strip_prefix(name) else { return false };
+    let date = |rest: &str| {
+        let digits = rest.bytes().filter(u8::is_ascii_digit).count();
+        digits == 8 && rest.bytes().all(|b| b.is_ascii_digit() || b == b'-')
+    };
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(|rest| rest == "latest" || date(rest))
+}
+
 /// Tokens that a question and its answer have, about.
 pub(super) fn expected(question: &Question, asking: &Asking) -> Usage {
     let output = EXPECTED_ANSWER.min(asking.answer_tokens.into());
@@ -81,12 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_name_decides_and_batches_cost_half() {
+    fn the_name_without_its_date_decides_and_batches_cost_half() {
         let price = |model, batch| Price::listed(model, batch).map(|p| (p.input, p.output));
         assert_eq!(price("gpt-4o-mini-2024-07-18", false), Some((0.15, 0.6)));
         assert_eq!(price("gpt-4o-2024-08-06", true), Some((1.25, 5.0)));
         assert_eq!(price("claude-haiku-4-5-20251001", true), Some((0.5, 2.5)));
-        assert_eq!(price("llama3.2:3b", false), None);
+        assert_eq!(price("claude-3-5-haiku-latest", false), Some((0.8, 4.0)));
+        for unknown in ["llama3.2:3b", "gpt-4o-audio-preview", "gpt-5-pro", "o3-pro", "o3x"] {
+            assert_eq!(price(unknown, false), None, "{unknown}");
+        }
         let usage = Usage { input: 2_000_000, output: 500_000 };
         assert_eq!(Price { input: 1.0, output: 4.0 }.of(usage), 4.0);
     }

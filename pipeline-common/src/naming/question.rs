@@ -16,10 +16,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{
-    examples::{Example, Examples, mix},
-    names::NameRecord,
-};
+use super::examples::{Example, Examples, mix};
+use crate::names::NameRecord;
 
 /// Sentences judged in one question.
 const TOGETHER: usize = 10;
@@ -191,7 +189,8 @@ impl Question {
         Self::judged(name, Kind::Fuzzing, FUZZING, shown, seed)
     }
 
-    /// Questions over sentences, mixed, with the right answers.
+    /// Questions over sentences, mixed, with the right answers; none if one answer were right for all, since
+    /// then nothing tells a good name from one that fits everything.
     fn judged(
         name: &NameRecord,
         kind: Kind,
@@ -199,6 +198,10 @@ impl Question {
         mut shown: Vec<(&Example, String, u64)>,
         seed: u64,
     ) -> Vec<Self> {
+        let right = |answer: u64| shown.iter().any(|(.., right)| *right == answer);
+        if !(right(0) && right(1)) {
+            return Vec::new();
+        }
         let latent = u64::from(name.latent);
         shown.sort_by_key(|(e, _, _)| mix(&[seed, latent, kind as u64, e.sentence]));
         let description = format!("{}: {}", name.label, name.description);
@@ -382,6 +385,24 @@ mod tests {
                 .collect();
             assert_ne!(number.parse::<u64>().unwrap() % 3, 0, "{odd}");
         }
+    }
+
+    #[test]
+    fn sentences_of_one_class_are_not_asked_about() {
+        let name = NameRecord::default();
+        let active = example(&["a", "b"], &[1, 0]);
+        let silent = example(&["a", "b"], &[0, 0]);
+        let all_active = example(&["a"], &[1]);
+        let asked = |positive: &[&Example], negative: &[&Example]| {
+            let owned = |list: &[&Example]| list.iter().map(|e| (*e).clone()).collect();
+            let examples = Examples { positive: owned(positive), negative: owned(negative) };
+            let counts = [Question::detection, Question::fuzzing];
+            counts.map(|make| make(&name, &examples, 0).len())
+        };
+        assert_eq!(asked(&[&active, &active], &[&silent]), [1, 1]);
+        assert_eq!(asked(&[&active], &[]), [0, 0]);
+        assert_eq!(asked(&[], &[&silent]), [0, 0]);
+        assert_eq!(asked(&[&all_active, &all_active], &[&silent]), [1, 0], "nowhere to mismark");
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! How well names do: judgements to figures, figures to tables.
 
-use std::{collections::BTreeMap, ops::AddAssign, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::{AddAssign, Range},
+    path::Path,
+};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -9,10 +13,10 @@ use super::{
     answer,
     job::{Job, Standing},
     ledger::Request,
-    names::{NameRecord, Score, Scores},
     question::{Kind, Question},
 };
 use crate::{
+    names::{NameRecord, Score, Scores},
     sae::evaluation::bootstrap,
     stage::{Result, atomic, columns::aligned},
 };
@@ -41,15 +45,41 @@ impl AddAssign for Tally {
 }
 
 impl Tally {
-    /// The mean over the classes that occur of the share that was right: balanced accuracy.
-    fn accuracy(&self) -> f64 {
-        let occurs = |class: &usize| self.all[*class] > 0.0;
-        let shares: Vec<f64> = (0..2).filter(occurs).map(|c| self.right[c] / self.all[c]).collect();
-        shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    /// The mean over the classes of a kind of the share that was right: balanced accuracy; none if a class
+    /// does not occur.
+    fn accuracy(&self, kind: Kind) -> Option<f64> {
+        let classes = classes(kind);
+        let shares = classes.clone().map(|c| self.right[c] / self.all[c]);
+        let occur = classes.clone().all(|c| self.all[c] > 0.0);
+        occur.then(|| shares.sum::<f64>() / classes.len() as f64)
     }
 }
 
-/// The scores of names whose judgements are complete, as far as they were asked for.
+/// Right answers that a kind tells apart: an intruder is either found or not.
+fn classes(kind: Kind) -> Range<usize> {
+    if kind == Kind::Intruder { 0..1 } else { 0..2 }
+}
+
+/// What 95 % of a bootstrap over documents lie between: the documents of each class are drawn anew, so that
+/// every sample has all classes. None where a class has one document.
+fn interval(documents: &[Tally], kind: Kind, seed: u64) -> Option<[f64; 2]> {
+    let strata = classes(kind).map(|class| {
+        let of_class =
+            |tally: &Tally| Tally { right: keep(tally.right, class), all: keep(tally.all, class) };
+        documents.iter().filter(|t| t.all[class] > 0.0).map(of_class).collect()
+    });
+    let strata: Vec<Vec<Tally>> = strata.collect();
+    let strata: Vec<&[Tally]> = strata.iter().map(Vec::as_slice).collect();
+    let figure = |sums: &Tally| [sums.accuracy(kind).unwrap_or_default()];
+    bootstrap::stratified(&strata, seed, figure).map(|[interval]| interval)
+}
+
+fn keep(counts: [f64; 2], class: usize) -> [f64; 2] {
+    std::array::from_fn(|c| if c == class { counts[c] } else { 0.0 })
+}
+
+/// The scores of names whose judgements are complete, as far as they were asked for, and how many judgements
+/// are to come.
 ///
 /// # Errors
 /// Damaged lines of stage 03.
@@ -58,16 +88,23 @@ pub(super) fn scores<'r>(
     names: &[&NameRecord],
     kinds: &[Kind],
     known: impl Fn(&str) -> Option<&'r Request> + Sync,
-) -> Result<BTreeMap<u32, Scores>> {
+) -> Result<(BTreeMap<u32, Scores>, usize)> {
     let of_name = |name: &&NameRecord| {
         let mut found = Scores::default();
         let questions = job.judge(name, kinds)?;
+        let to_come = |q: &&Question| {
+            matches!(job.standing(q, &known), Standing::Open(_) | Standing::UnderWay)
+        };
+        let open = questions.iter().filter(to_come).count();
         for questions in questions.chunk_by(|a, b| a.kind == b.kind) {
             *place(&mut found, questions[0].kind) = score(job, questions, &known);
         }
-        Ok((name.latent, found))
+        Ok(((name.latent, found), open))
     };
-    names.par_iter().map(of_name).collect()
+    let found: Vec<((u32, Scores), usize)> =
+        names.par_iter().map(of_name).collect::<Result<_>>()?;
+    let open = found.iter().map(|(_, open)| open).sum();
+    Ok((found.into_iter().map(|(scores, _)| scores).collect(), open))
 }
 
 fn place(scores: &mut Scores, kind: Kind) -> &mut Option<Score> {
@@ -78,7 +115,7 @@ fn place(scores: &mut Scores, kind: Kind) -> &mut Option<Score> {
     }
 }
 
-/// The score of one kind; none while questions are open, or if none was answered.
+/// The score of one kind; none while questions are open, or if too few were answered.
 fn score<'r>(
     job: &Job<'_>,
     questions: &[Question],
@@ -96,7 +133,6 @@ fn score<'r>(
             },
         };
         for (truth, given) in question.truth.iter().zip(answers.unwrap_or_default()) {
-            // An intruder is either found or not: one class.
             let class = if question.kind == Kind::Intruder { 0 } else { truth.answer as usize };
             let tally = documents.entry(truth.document).or_default();
             tally.all[class] += 1.0;
@@ -107,13 +143,12 @@ fn score<'r>(
     let documents: Vec<Tally> = documents.into_values().collect();
     let mut whole = Tally::default();
     documents.iter().for_each(|tally| whole += *tally);
-    let latent = questions.first()?.latent;
-    let interval =
-        bootstrap::intervals(&documents, latent.into(), |sums: &Tally| [sums.accuracy()]);
-    (judgements > 0).then(|| Score {
-        value: whole.accuracy(),
-        interval: interval.map(|[interval]| interval),
+    let Question { latent, kind, .. } = questions.first()?;
+    Some(Score {
+        value: whole.accuracy(*kind)?,
+        interval: interval(&documents, *kind, (*latent).into()),
         judgements,
+        model: job.asking.model.clone(),
     })
 }
 
@@ -210,11 +245,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accuracy_is_balanced_over_the_classes_that_occur() {
+    fn accuracy_is_balanced_and_needs_every_class() {
         let tally = Tally { right: [9.0, 1.0], all: [10.0, 2.0] };
-        assert_eq!(tally.accuracy(), 0.7);
-        assert_eq!(Tally { right: [3.0, 0.0], all: [4.0, 0.0] }.accuracy(), 0.75);
-        assert_eq!(Tally::default().accuracy(), 0.0);
+        assert_eq!(tally.accuracy(Kind::Detection), Some(0.7));
+        let one = Tally { right: [3.0, 0.0], all: [4.0, 0.0] };
+        assert_eq!((one.accuracy(Kind::Fuzzing), one.accuracy(Kind::Intruder)), (None, Some(0.75)));
+        assert_eq!(Tally::default().accuracy(Kind::Intruder), None);
+    }
+
+    #[test]
+    fn samples_have_every_class() {
+        let right = Tally { right: [1.0, 0.0], all: [1.0, 0.0] };
+        let wrong = Tally { right: [0.0, 0.0], all: [0.0, 1.0] };
+        let both = [right, wrong, right, wrong];
+        assert_eq!(interval(&both, Kind::Detection, 1), Some([0.5, 0.5]));
+        assert_eq!(interval(&[right, right, wrong], Kind::Detection, 1), None);
+        assert_eq!(interval(&[right, right], Kind::Intruder, 1), Some([1.0, 1.0]));
     }
 
     #[test]
@@ -222,7 +268,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = |latent: u32| {
             let value = f64::from(latent) / 20.0;
-            let score = Score { value, interval: None, judgements: 1 };
+            let score = Score { value, judgements: 1, ..Score::default() };
             let scores = Scores { detection: Some(score), ..Scores::default() };
             (latent, NameRecord { latent, scores, ..NameRecord::default() })
         };

@@ -1,8 +1,8 @@
 //! Stage 04 from its arguments to its files.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     path::PathBuf,
+    sync::{Mutex, PoisonError},
 };
 
 use clap::Parser;
@@ -13,15 +13,15 @@ use super::{
     chat::{self, Questions},
     export,
     job::Job,
-    ledger::{self, Event, Ledger, Request},
-    names::{self, NameRecord},
-    parse,
+    ledger::{self, Event, Ledger},
+    names, parse,
     provider::Provider,
     question::{Asking, Question},
     score,
     status::{self, Plan},
 };
 use crate::{
+    names::NameRecord,
     slurm::Share,
     stage::{
         CommonArgs, Context, Failure, Reporter, Result, Stage,
@@ -35,8 +35,9 @@ Examples:
   04_name_latents send --dry-run        requests, tokens and price of all names and scores
   04_name_latents send                  ask; answered questions are never asked again
   04_name_latents retrieve              fetch batches that have ended (75: some have not)
-  04_name_latents parse                 write names/names.jsonl and names.yaml
-  04_name_latents score                 ask for judgements; again after retrieve: the scores
+  04_name_latents parse                 write names/names.jsonl and names.yaml (75: answers are to come)
+  04_name_latents score                 ask for judgements, write the scores (75: some are to come, so
+                                        again after retrieve)
   04_name_latents export                names for Neuronpedia, latents for delphi
   04_name_latents                       what was asked, answered and paid
   LATENTS=top:500 MAX_COST=5 NAMING_MODEL=claude-haiku-4-5 04_name_latents send
@@ -83,16 +84,24 @@ impl Stage for NameLatents {
     }
 
     fn check(&self, context: &Context) -> Result<()> {
-        let job = self.job(context)?;
-        self.plan(&job, true)
+        match self.naming_action {
+            Action::Send | Action::Score => self.plan(context),
+            Action::Retrieve | Action::Parse | Action::Export | Action::Status => {
+                context.print(&status::status(&self.dir()?)?);
+                Ok(())
+            }
+        }
     }
 
     fn run(&self, context: &Context) -> Result<()> {
+        if self.cost.dry_run {
+            return match self.naming_action {
+                Action::Send | Action::Score => self.plan(context),
+                other => Err(Failure::usage(format!("`{}` knows no DRY_RUN", other.name()))
+                    .hint("`send` and `score` send requests; the other actions cost nothing")),
+            };
+        }
         match self.naming_action {
-            Action::Send | Action::Score if self.cost.dry_run => {
-                let job = self.job(context)?;
-                self.plan(&job, self.naming_action == Action::Send)
-            }
             Action::Send => self.send(context),
             Action::Score => self.score(context),
             Action::Retrieve => {
@@ -160,11 +169,12 @@ impl NameLatents {
     }
 
     /// `--dry-run`: what would be sent; before there are names, what they and their scores take together.
-    fn plan(&self, job: &Job<'_>, explain: bool) -> Result<()> {
+    fn plan(&self, context: &Context) -> Result<()> {
+        let job = &self.job(context)?;
+        let explain = self.naming_action == Action::Send;
         let states = ledger::all(&job.dir)?;
-        let known: HashMap<&str, &Request> =
-            states.iter().flat_map(|s| &s.requests).map(|(id, r)| (id.as_str(), r)).collect();
-        let known = |id: &str| known.get(id).copied();
+        let known = ledger::merged(states.into_iter().map(|state| state.requests));
+        let known = |id: &str| known.get(id);
         let names = names::read(&job.dir)?;
         let kinds = self.choice.judgements();
         let mut plan = Plan::default();
@@ -196,23 +206,26 @@ impl NameLatents {
         let job = self.job(context)?;
         let share = share(context)?;
         let mut ledger = Ledger::open(&job.dir, share)?;
-        self.ask(&job, share, &mut ledger, |latent| {
+        let silent = Mutex::new(Vec::new());
+        let asked = self.ask(&job, share, &mut ledger, |latent| {
             let question = job.explain(latent)?;
-            Ok(question.into_iter().collect())
-        })?;
-        let without = |l: &&u32| !ledger.state().unasked.contains_key(l);
-        let mut unasked = Vec::new();
-        for latent in job.latents.iter().filter(without) {
-            if job.explain(*latent)?.is_none() {
-                let why = "no sentence of a document that may explain it".to_owned();
-                unasked.push(Event::Unasked { latent: *latent, why });
+            if question.is_none() {
+                silent.lock().unwrap_or_else(PoisonError::into_inner).push(latent);
             }
-        }
-        ledger.write(unasked)
+            Ok(question.into_iter().collect())
+        });
+        let mut unasked = silent.into_inner().unwrap_or_else(PoisonError::into_inner);
+        unasked.retain(|latent| !ledger.state().unasked.contains_key(latent));
+        let why = "no sentence of a document that may explain it";
+        let event = |latent| Event::Unasked { latent, why: why.to_owned() };
+        ledger.write(unasked.into_iter().map(event).collect())?;
+        asked
     }
 
     fn parse(&self, context: &Context) -> Result<()> {
-        let dir = self.dir()?;
+        let run = self.training_run()?;
+        let dir = run.join(names::DIRECTORY);
+        let data = TopData::open(&run.join("top_sentences"))?;
         let parsed = parse::parse(&dir)?;
         context.print(&format!(
             "{} names in {}\n{} latents without a name in {}\n",
@@ -221,11 +234,11 @@ impl NameLatents {
             parsed.unnamed.len(),
             dir.join(names::UNNAMED).display(),
         ));
-        if parsed.open > 0 {
-            tracing::warn!(
-                "{} latents have no readable answer yet: `send` and `retrieve` go on with them",
-                parsed.open
-            );
+        let chosen = Job::own(self.choice.chosen(&data)?, share(context)?);
+        let open = chosen.iter().filter(|latent| parsed.open.contains(latent)).count();
+        if open > 0 {
+            return Err(Failure::stopped(format!("{open} latents have no readable answer yet"))
+                .hint("`retrieve` what is under way, `send` the rest again, then `parse`"));
         }
         Ok(())
     }
@@ -235,6 +248,14 @@ impl NameLatents {
         let share = share(context)?;
         let kinds = self.choice.judgements();
         let names = names::read(&job.dir)?;
+        let d_sae = job.data.d_sae();
+        if let Some(latent) = names.keys().find(|latent| **latent as usize >= d_sae) {
+            let path = job.dir.join(names::NAMES);
+            let what = format!("`{}` names latent {latent}, the SAE has {d_sae}", path.display());
+            return Err(
+                Failure::input(what).hint("`parse` writes it anew; is the ledger this SAE's?")
+            );
+        }
         if names.is_empty() {
             return Err(Failure::input("there are no names to judge")
                 .hint("`send`, for batches `retrieve`, and `parse` make them"));
@@ -245,9 +266,8 @@ impl NameLatents {
             None => Ok(Vec::new()),
         })?;
         let own: Vec<&NameRecord> = job.latents.iter().filter_map(|l| names.get(l)).collect();
-        let scores = score::scores(&job, &own, &kinds, |id| ledger.request(id))?;
-        let mut all = BTreeMap::new();
-        parse::change(&job.dir, |now| {
+        let (scores, open) = score::scores(&job, &own, &kinds, |id| ledger.request(id))?;
+        let table = parse::change(&job.dir, |now| {
             for (latent, found) in scores {
                 let before = names.get(&latent);
                 if let (Some(name), Some(before)) = (now.get_mut(&latent), before)
@@ -256,10 +276,13 @@ impl NameLatents {
                     name.scores.take_over(found);
                 }
             }
-            all.clone_from(now);
+            score::table(&job.dir, now, |latent| job.data.density(latent as usize))
         })?;
-        let density = |latent: u32| job.data.density(latent as usize);
-        context.print(&score::table(&job.dir, &all, density)?);
+        context.print(&table);
+        if open > 0 {
+            return Err(Failure::stopped(format!("{open} judgements are to come"))
+                .hint("`retrieve` what is under way, then `score` again"));
+        }
         Ok(())
     }
 
@@ -272,6 +295,8 @@ impl NameLatents {
         of: impl Fn(u32) -> Result<Vec<Question>> + Sync,
     ) -> Result<()> {
         let provider = Provider::new(job.context, &self.backend, self.backend.backend)?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        ledger.write(vec![Event::Began { version, config: job.context.config.clone() }])?;
         let run = job.dir.parent().unwrap_or(&job.dir);
         let reporter = Reporter::new(job.context, run, Self::SECTION, share);
         let total = job.latents.len() as u64;

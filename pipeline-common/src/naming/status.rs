@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     answer,
     args::Backend,
-    job::{GIVE_UP, Job, Standing},
+    job::{Job, Standing},
     ledger::{self, Progress, Request, State, Usage},
     names,
     price::{self, Price},
@@ -31,7 +31,7 @@ impl Counts {
     fn add(&mut self, request: &Request) {
         self.requests += 1;
         match &request.progress {
-            Progress::Open if request.failures >= GIVE_UP => self.failed += 1,
+            Progress::Open if request.is_given_up() => self.failed += 1,
             Progress::Open => self.open += 1,
             Progress::Held => self.under_way += 1,
             Progress::Refused { .. } => self.refused += 1,
@@ -64,9 +64,11 @@ impl Counts {
 /// # Errors
 /// Damaged ledgers or names.
 pub(super) fn status(dir: &Path) -> Result<String> {
-    let states = ledger::all(dir)?;
+    let mut states = ledger::all(dir)?;
     let mut counts: BTreeMap<Kind, Counts> = KINDS.map(|kind| (kind, Counts::default())).into();
-    for request in states.iter().flat_map(|state| state.requests.values()) {
+    let money = money(&states);
+    let requests = states.iter_mut().map(|state| std::mem::take(&mut state.requests));
+    for request in ledger::merged(requests).values() {
         counts.entry(request.asked.kind).or_default().add(request);
     }
     let head = ["", "requests", "open", "under way", "answered", "unreadable", "refused", "failed"];
@@ -81,7 +83,7 @@ pub(super) fn status(dir: &Path) -> Result<String> {
         let backend: Backend = intent.backend;
         out += &format!("batch {batch} of {backend} ({name}): {n} requests, sent {at} UTC\n");
     }
-    out += &money(&states);
+    out += &money;
     let (names, unnamed) = (names::read(dir)?, names::read_unnamed(dir)?);
     out += &format!("names     {}, without a name {}\n", names.len(), unnamed.len());
     for record in unnamed.values().take(10) {

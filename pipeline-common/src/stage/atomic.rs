@@ -100,14 +100,27 @@ pub fn sweep(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Appends one line and makes it durable.
+/// Appends one line and makes it durable; a line that does not fit leaves no part of itself.
 ///
 /// # Errors
 /// Any I/O error, naming the path.
 pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(format!("{line}\n").as_bytes())?;
-    file.sync_all()?;
+    let before = file.metadata()?.len();
+    let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written?;
+    sync_parent(path)
+}
+
+/// Makes an empty file, durably, where there is none.
+///
+/// # Errors
+/// Any I/O error, naming the path.
+pub fn touch(path: &Path) -> io::Result<()> {
+    fs::OpenOptions::new().create(true).append(true).open(path)?.sync_all()?;
     sync_parent(path)
 }
 

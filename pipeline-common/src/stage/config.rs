@@ -120,6 +120,7 @@ pub const VARIABLES: &[&str] = &[
     "REQUEST_TIMEOUT",
     "RESAMPLE_EVERY",
     "RETRIES",
+    "RETRY_FAILED",
     "REVISION",
     "ROWS",
     "RUN_ID",
@@ -190,7 +191,8 @@ const SECTIONS: &[&str] = &[
 ];
 
 /// Variables whose value is never printed or stored.
-pub(super) const SECRETS: &[&str] = &["anthropic_api_key", "hf_token", "openai_api_key"];
+pub(super) const SECRETS: &[&str] =
+    &["anthropic_api_key", "anthropic_base_url", "hf_token", "openai_api_key", "openai_base_url"];
 
 /// Settings that change how a stage runs, not what it computes; a resume may change them.
 pub(super) const OPERATIONAL: &[&str] = &[

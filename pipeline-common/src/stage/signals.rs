@@ -20,6 +20,8 @@ use signal_hook::{
 use super::Kind;
 
 const BURST: Duration = Duration::from_secs(1);
+/// How often a pause looks at the flag.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Set once someone asked the stage to stop.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,18 @@ impl StopFlag {
     /// Asks for a stop, as a signal would.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for so long, or until a stop is requested.
+    pub fn wait(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.requested() {
+                return;
+            }
+            std::thread::sleep(left.min(TICK));
+        }
     }
 
     /// Installs the handlers; call it first in `main`, since an unhandled SIGUSR1 kills.

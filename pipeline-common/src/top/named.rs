@@ -2,28 +2,18 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::data::REPORT;
-use crate::stage::{Failure, Result, atomic};
+use crate::{
+    names::{NameRecord, read_names},
+    stage::{Failure, Result, atomic},
+};
 
-/// Where the names are in a training run: a JSON object a line.
-const NAMES: &str = "names/names.jsonl";
 /// What stands before the names on the page.
 const BEGIN: &str = "<script id=\"names\" type=\"application/json\">";
 /// What stands after them.
 const END: &str = "</script>";
-
-/// What the page shows of a name.
-#[derive(Deserialize)]
-struct Name {
-    latent: u32,
-    label: String,
-    description: String,
-    #[serde(default)]
-    scores: Value,
-}
 
 /// The names of a training run as the page's script reads them, from latent to label, description and
 /// detection score; none before there are any.
@@ -31,20 +21,9 @@ struct Name {
 /// # Errors
 /// A damaged line.
 pub(super) fn names(run: &Path) -> Result<String> {
-    let path = run.join(NAMES);
-    let text = match fs_err::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        other => other?,
-    };
-    let mut names = BTreeMap::new();
-    for (n, line) in text.lines().enumerate() {
-        let name: Name = serde_json::from_str(line).map_err(|e| {
-            Failure::input(format!("`{}` line {}: {e}", path.display(), n + 1))
-                .hint("`04_name_latents parse` writes it anew")
-        })?;
-        let detection = name.scores.pointer("/detection/value").cloned();
-        names.insert(name.latent, json!([name.label, name.description, detection]));
-    }
+    let shown = |n: &NameRecord| json!([n.label, n.description, n.score()]);
+    let names: BTreeMap<u32, _> =
+        read_names(run)?.into_iter().map(|(latent, name)| (latent, shown(&name))).collect();
     // As with all data of the page, no `<` survives.
     Ok(serde_json::to_string(&names).map_err(std::io::Error::from)?.replace('<', "\\u003c"))
 }

@@ -282,7 +282,7 @@ mod tests {
         let names = run.path().join("names/names.jsonl");
         let name = |label: &str| {
             let scores = serde_json::json!({"detection": {"value": 0.9, "judgements": 1}});
-            let line = serde_json::json!({"latent": 0, "label": label, "description": "d", "scores": scores});
+            let line = serde_json::json!({"latent": 0, "label": label, "description": "d", "certainty": 1.0, "model": "m", "scores": scores});
             atomic::write(&names, format!("{line}\n").as_bytes()).unwrap();
         };
         let shown = || {

@@ -11,12 +11,13 @@ use super::{
     answer::{Answer, Refusal},
     catalog::{self, Catalog, TOP, WEIGHTS},
     index::{Entry, Indexes},
-    names::{self, Names},
+    names::Names,
     shelf::{Shelf, Stamp},
     table::Orders,
 };
 use crate::{
     capture::CaptureMeta,
+    names::FILE,
     sae::{Sae, formats::saelens, history::Record, train::TrainingMeta},
     stage::{Failure, Result},
     top::{
@@ -125,7 +126,7 @@ impl Library {
     /// A complete training by its name.
     pub fn open(&self, sae: &str) -> Answer<Opened> {
         let (meta, dir) = self.catalog.training(sae)?;
-        let named = Stamp::of(&dir, &[names::FILE]);
+        let named = Stamp::of(&dir, &[FILE]);
         let stamp = Stamp::of(&dir.join(TOP), &[TABLE, LATENTS, SENTENCES]);
         let names =
             self.named.get(&meta.run_id, named.clone(), || Names::read(&dir, meta.d_sae))?;

@@ -15,6 +15,7 @@ const MOST: usize = 50;
 
 /// What to compare.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Query {
     left: String,
     right: String,

@@ -13,9 +13,9 @@ use super::{
     browse::{Library, Opened},
     catalog,
     index::Entry,
-    names::Name,
 };
 use crate::{
+    names::NameRecord,
     stage::Failure,
     top::{TopData, record::LatentRecord},
 };
@@ -29,7 +29,7 @@ struct Latent<'a> {
     latent: usize,
     record: &'a RawValue,
     sentences: BTreeMap<u64, &'a RawValue>,
-    name: Option<&'a Name>,
+    name: Option<&'a NameRecord>,
     score: Option<f64>,
     labels: BTreeMap<u32, &'a str>,
 }
@@ -54,7 +54,7 @@ pub(super) fn latent(opened: &Opened, latent: usize) -> Answer<Vec<u8>> {
         record: raw(top.latent_json(latent)?)?,
         sentences,
         name,
-        score: name.and_then(Name::score),
+        score: name.and_then(NameRecord::score),
         labels,
     };
     Ok(serde_json::to_vec(&whole).map_err(std::io::Error::from)?)

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-use super::{browse::Library, catalog::Catalog, engine::Engine, names};
+use super::{browse::Library, catalog::Catalog, engine::Engine};
 use crate::{
     capture::{
         CaptureMeta, CapturedModelArgs,
         meta::{HookRecord, Statistics, Totals},
     },
     model::ModelRecord,
+    names::FILE,
     sae::{
         Activation, Parameters, RowNorm, Sae,
         formats::saelens::{self, About},
@@ -191,13 +192,14 @@ impl Fixture {
         plant(&dir.join("top_sentences"), &latents, &sentences, 1000);
         fs_err::create_dir(dir.join("names")).unwrap();
         let lines = concat!(
-            r#"{"latent":1,"label":"dogs","description":"Pets that bark","scores":{"detection":{"value":0.75}}}"#,
+            r#"{"latent":1,"label":"dogs","description":"Pets that bark","certainty":1,"model":"m","#,
+            r#""scores":{"detection":{"value":0.75,"judgements":4}}}"#,
             "\n",
-            r#"{"latent":2,"label":"Cats","description":"no"}"#,
+            r#"{"latent":2,"label":"Cats","description":"no","certainty":0.5,"model":"m"}"#,
             "\n",
-            r#"{"latent":999,"label":"of another SAE"}"#,
+            r#"{"latent":999,"label":"of another SAE","description":"","certainty":0,"model":"m"}"#,
         );
-        fs_err::write(dir.join(names::FILE), lines).unwrap();
+        fs_err::write(dir.join(FILE), lines).unwrap();
     }
 }
 

@@ -1,64 +1,26 @@
-//! `names/names.jsonl` of a training: what stage 04 calls its latents.
+//! What stage 04 calls the latents of an SAE.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use crate::stage::{Failure, Result};
-
-/// The file, relative to the training's directory.
-pub(super) const FILE: &str = "names/names.jsonl";
-
-/// A latent's name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Name {
-    pub latent: u32,
-    pub label: String,
-    #[serde(default)]
-    pub description: Option<String>,
-    #[serde(default)]
-    pub certainty: Value,
-    #[serde(default)]
-    pub model: Option<String>,
-    #[serde(default)]
-    pub scores: Value,
-}
-
-impl Name {
-    /// Balanced accuracy of detection, if it was scored.
-    pub fn score(&self) -> Option<f64> {
-        self.scores["detection"]["value"].as_f64()
-    }
-}
+use crate::{
+    names::{NameRecord, read_names},
+    stage::Result,
+};
 
 /// The names of an SAE's latents.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<u32, Name>);
+pub(super) struct Names(BTreeMap<u32, NameRecord>);
 
 impl Names {
-    /// Reads the file; there are no names where there is none. Of two lines of a latent the later
-    /// counts; latents from `d_sae` on are passed over.
+    /// Reads the names of a training run; those of latents from `d_sae` on, which another SAE had, are
+    /// passed over.
     pub fn read(run_dir: &Path, d_sae: usize) -> Result<Self> {
-        let path = run_dir.join(FILE);
-        let text = match fs_err::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            other => other?,
-        };
-        let mut names = HashMap::new();
-        for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let name: Name = serde_json::from_str(line).map_err(|e| {
-                Failure::input(format!("`{}` line {}: {e}", path.display(), n + 1))
-                    .hint("04_name_latents writes the file anew")
-            })?;
-            if (name.latent as usize) < d_sae {
-                names.insert(name.latent, name);
-            }
-        }
+        let mut names = read_names(run_dir)?;
+        names.retain(|latent, _| (*latent as usize) < d_sae);
         Ok(Self(names))
     }
 
-    pub fn get(&self, latent: usize) -> Option<&Name> {
+    pub fn get(&self, latent: usize) -> Option<&NameRecord> {
         self.0.get(&u32::try_from(latent).ok()?)
     }
 
@@ -71,44 +33,40 @@ impl Names {
     }
 
     /// Names that hold `wanted`, lower case, in label or description; by latent.
-    pub fn holding(&self, wanted: &str) -> Vec<&Name> {
+    pub fn holding(&self, wanted: &str) -> Vec<&NameRecord> {
         let holds = |text: &str| text.to_lowercase().contains(wanted);
-        let mut found: Vec<&Name> = self
-            .0
-            .values()
-            .filter(|n| holds(&n.label) || n.description.as_deref().is_some_and(holds))
-            .collect();
-        found.sort_unstable_by_key(|name| name.latent);
-        found
+        self.0.values().filter(|n| holds(&n.label) || holds(&n.description)).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::{FILE, Score, Scores};
 
     #[test]
-    fn names_are_read_whatever_else_a_line_says() {
+    fn names_are_those_of_the_sae() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Names::read(dir.path(), 4).unwrap().len(), 0);
+        let name = |latent, label: &str, description: &str| NameRecord {
+            latent,
+            label: label.into(),
+            description: description.into(),
+            scores: Scores {
+                detection: Some(Score { value: 0.75, ..Score::default() }),
+                ..Scores::default()
+            },
+            ..NameRecord::default()
+        };
+        let records =
+            [name(3, "old", ""), name(3, "Dogs", "pets"), name(4, "cats", ""), name(1, "cats", "")];
+        let lines: Vec<String> =
+            records.iter().map(|r| serde_json::to_string(r).unwrap()).collect();
         fs_err::create_dir(dir.path().join("names")).unwrap();
-        let lines = concat!(
-            r#"{"latent":3,"label":"old"}"#,
-            "\n\n",
-            r#"{"latent":3,"label":"Dogs","description":"pets","scores":{"detection":{"value":0.75}},"x":1}"#,
-            "\n",
-            r#"{"latent":4,"label":"cats of another SAE"}"#,
-            "\n",
-            r#"{"latent":1,"label":"cats","scores":{"detection":{"value":0.5}}}"#,
-        );
-        fs_err::write(dir.path().join(FILE), lines).unwrap();
+        fs_err::write(dir.path().join(FILE), lines.join("\n\n")).unwrap();
         let names = Names::read(dir.path(), 4).unwrap();
-        assert_eq!(names.label(3), Some("Dogs"));
-        assert_eq!([1, 3].map(|l| names.get(l).unwrap().score()), [Some(0.5), Some(0.75)]);
+        assert_eq!((names.len(), names.label(3)), (2, Some("Dogs")), "the later line counts");
+        assert_eq!(names.get(1).unwrap().score(), Some(0.75));
         assert_eq!(names.holding("pet")[0].latent, 3);
         assert_eq!(names.holding("s").len(), 2);
-        fs_err::write(dir.path().join(FILE), "{\"latent\":1}").unwrap();
-        let words = Names::read(dir.path(), 4).unwrap_err().source.to_string();
-        assert!(words.contains("line 1") && words.contains("label"), "{words}");
     }
 }

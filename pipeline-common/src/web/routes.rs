@@ -112,7 +112,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
-        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        // The guard has dealt with the token; whatever else is not known is a mistake.
+        let pairs = parts.uri.query().unwrap_or_default().split('&');
+        let rest: Vec<&str> = pairs.filter(|pair| !pair.starts_with("token=")).collect();
+        let uri = format!("/?{}", rest.join("&")).parse().map_err(|_| Refusal::bad("no query"))?;
+        let query = axum::extract::Query::<T>::try_from_uri(&uri);
         let query = query.map_err(|e| Refusal::bad(e.body_text()))?;
         Ok(Self(query.0))
     }

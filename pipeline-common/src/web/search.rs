@@ -17,6 +17,7 @@ const LATENTS: usize = 8;
 
 /// What to look for.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Query {
     q: String,
     sae: Option<String>,

@@ -9,7 +9,7 @@ use super::{
     browse::{Browse, Library, Opened},
     index::{Entry, Index, Progress, strongest_token},
 };
-use crate::top::TopData;
+use crate::{names::NameRecord, top::TopData};
 
 /// Rows of a page at most.
 const MOST: usize = 500;
@@ -47,7 +47,7 @@ impl Which {
 
 /// What to show.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct Query {
     pub sort: Column,
     pub descending: bool,
@@ -219,7 +219,7 @@ fn row(opened: &Opened, top: &TopData, index: Option<&Index>, latent: usize) -> 
         max: top.table().max[latent],
         weighted: top.table().weighted[latent],
         label: name.map(|name| name.label.clone()),
-        score: name.and_then(super::names::Name::score),
+        score: name.and_then(NameRecord::score),
         token: match index {
             Some(index) => index.token(latent).map(str::to_owned),
             None => token(top, latent)?,

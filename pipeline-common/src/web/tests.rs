@@ -194,7 +194,7 @@ fn names_that_change_are_read_again() {
     assert_eq!(named(), 2);
     fs_err::write(
         fixture.run("topk").join("names/names.jsonl"),
-        "{\"latent\":0,\"label\":\"x\"}\n",
+        r#"{"latent":0,"label":"x","description":"","certainty":1,"model":"m"}"#,
     )
     .unwrap();
     assert_eq!(named(), 1);

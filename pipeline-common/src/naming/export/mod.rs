@@ -8,9 +8,10 @@ mod neuronpedia;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::names::{self, NameRecord};
+use super::names;
 use crate::{
     capture::CaptureMeta,
+    names::NameRecord,
     sae::{Sae, formats::saelens, train::TrainingMeta},
     shard::ShardSet,
     stage::{
@@ -45,6 +46,12 @@ pub(super) fn export(
     tokens: u64,
 ) -> Result<()> {
     let export = Export::open(store, training)?;
+    for old in [neuronpedia::DIRECTORY, delphi::DIRECTORY] {
+        match fs_err::remove_dir_all(export.dir.join(old)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+    }
     let features = export.neuronpedia()?;
     context.leave_if_asked("the export for Neuronpedia is written")?;
     let cached = export.delphi(context, tokens)?;
@@ -82,6 +89,11 @@ impl Export {
         let dir = run.join(names::DIRECTORY);
         let names = names::read(&dir)?;
         Ok(Self { dir, training, capture, set, sae, data, names })
+    }
+
+    /// A setting of the capture.
+    fn captured_with(&self, key: &str) -> Option<&str> {
+        self.capture.config.0.get(key)?.value.as_deref()
     }
 
     /// The model's name without its owner.

@@ -77,7 +77,8 @@ pub(super) fn find(
             undecided = true;
             return Ok(None);
         }
-        let ours = results(http, &id)?.by_id.iter().any(|(id, _)| intent.ids.contains(id));
+        let found = results(http, &id)?.map(|results| results.by_id).unwrap_or_default();
+        let ours = found.iter().any(|(id, _)| intent.ids.contains(id));
         Ok(ours.then_some(Found::Batch(id)))
     })?;
     Ok(match found {
@@ -103,13 +104,15 @@ pub(super) fn poll(batch: &Value) -> Option<Poll> {
     Some(if ended(batch) { Poll::Ended } else { Poll::UnderWay { done, total } })
 }
 
-pub(super) fn results(http: &Http, batch: &str) -> Result<Results> {
+pub(super) fn results(http: &Http, batch: &str) -> Result<Option<Results>> {
     let path = format!("{BATCHES}/{batch}");
     let state = http.json("look at a batch", || http.get(&path))?;
-    let found = lines(http, &format!("{path}/results"), count(&state))?;
+    let Some(found) = lines(http, &format!("{path}/results"), count(&state))? else {
+        return Ok(None);
+    };
     let result = |line: &Value| Some((text(line, "custom_id")?, result(line.get("result")?)));
     let by_id = found.iter().filter_map(result).collect();
-    Ok(Results { by_id, rest: Outcome::Expired })
+    Ok(Some(Results { by_id, rest: Outcome::Expired }))
 }
 
 fn result(result: &Value) -> Outcome {

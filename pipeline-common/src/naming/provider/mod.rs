@@ -24,9 +24,18 @@ const SKEW_SECONDS: i64 = 3600;
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Outcome {
-    Answered { text: String, model: String, usage: Usage },
-    Refused { said: String, usage: Usage },
+    Answered {
+        text: String,
+        model: String,
+        usage: Usage,
+    },
+    Refused {
+        said: String,
+        usage: Usage,
+    },
     Failed(String),
+    /// The provider took none of a batch: no request's fault.
+    NotTaken(String),
     Expired,
 }
 
@@ -182,20 +191,53 @@ impl Provider {
         poll.ok_or_else(|| Failure::unavailable(format!("cannot {doing}: the answer is none")))
     }
 
-    /// The results of a batch that has ended, all of them.
+    /// The results of a batch that has ended, all of them; none if the provider has thrown them away.
     ///
     /// # Errors
     /// An unavailable provider, results that stay cut off.
-    pub fn results(&self, batch: &str) -> Result<Results> {
-        match self.backend {
+    pub fn results(&self, batch: &str) -> Result<Option<Results>> {
+        let found = match self.backend {
             Backend::Anthropic => anthropic::results(&self.http, batch),
             Backend::Openai | Backend::Chat => openai::results(&self.http, batch),
+        };
+        let clean = |(id, outcome)| (id, self.redacted(outcome));
+        Ok(found?.map(|results| Results {
+            by_id: results.by_id.into_iter().map(clean).collect(),
+            rest: self.redacted(results.rest),
+        }))
+    }
+
+    /// Sends a single request, once.
+    ///
+    /// # Errors
+    /// [`CallError`] for whatever is no answer of the model.
+    pub fn ask(&self, id: &str, body: &str) -> std::result::Result<Outcome, CallError> {
+        let post = self.http.post("/chat/completions").header("idempotency-key", id);
+        let body = self.http.once(post.body(body.to_owned()), super::http::SMALL)?;
+        let answer: Value = serde_json::from_slice(&body)
+            .map_err(|_| CallError::strange("the answer is no JSON"))?;
+        match answer.get("error").filter(|error| !error.is_null()) {
+            Some(error) if answer.get("choices").is_none() => {
+                let code = error.get("code").and_then(Value::as_u64).filter(|c| *c < 600);
+                let status = code.and_then(|code| u16::try_from(code).ok());
+                Err(CallError::told(status, self.http.redacted(&said(error))))
+            }
+            _ => Ok(self.redacted(openai::outcome(&answer))),
         }
     }
 
-    /// What the answer to a single request means.
-    pub fn outcome(&self, response: &Value) -> Outcome {
-        openai::outcome(response)
+    /// Without the key, which servers repeat.
+    fn redacted(&self, outcome: Outcome) -> Outcome {
+        let clean = |text: String| self.http.redacted(&text);
+        match outcome {
+            Outcome::Answered { text, model, usage } => {
+                Outcome::Answered { text: clean(text), model: clean(model), usage }
+            }
+            Outcome::Refused { said, usage } => Outcome::Refused { said: clean(said), usage },
+            Outcome::Failed(why) => Outcome::Failed(clean(why)),
+            Outcome::NotTaken(why) => Outcome::NotTaken(clean(why)),
+            Outcome::Expired => Outcome::Expired,
+        }
     }
 
     fn batches(&self) -> &'static str {
@@ -206,21 +248,26 @@ impl Provider {
     }
 }
 
-/// The lines of results, at least `expected`; what comes cut off is fetched again.
-fn lines(http: &Http, path: &str, expected: u64) -> Result<Vec<Value>> {
-    let doing = "fetch results";
+/// The lines of results, at least `expected`; what comes cut off is fetched again. None if they are gone.
+fn lines(http: &Http, path: &str, expected: u64) -> Result<Option<Vec<Value>>> {
     let mut tried = 0;
     loop {
-        let body = http.repeated(doing, RESULTS, || http.get(path))?;
-        let lines = body.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty());
-        let parsed: std::result::Result<Vec<Value>, _> =
-            lines.map(serde_json::from_slice).collect();
-        match parsed {
-            Ok(lines) if lines.len() as u64 >= expected => return Ok(lines),
-            _ => http.pause(doing, &CallError::strange("they are cut off"), tried)?,
-        }
+        let error = match http.once(http.get(path), RESULTS) {
+            Ok(body) => match parsed(&body) {
+                Ok(lines) if lines.len() as u64 >= expected => return Ok(Some(lines)),
+                _ => CallError::strange("they are cut off"),
+            },
+            Err(error) if matches!(error.status, Some(404 | 410)) => return Ok(None),
+            Err(error) => error,
+        };
+        http.pause("fetch results", &error, tried)?;
         tried += 1;
     }
+}
+
+fn parsed(lines: &[u8]) -> serde_json::Result<Vec<Value>> {
+    let lines = lines.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    lines.map(serde_json::from_slice).collect()
 }
 
 /// Walks through a provider's batches, newest first, until `look` has seen enough.

@@ -18,6 +18,8 @@ pub(super) const BASE: &str = "https://api.openai.com/v1";
 pub(super) const BATCHES: &str = "/batches";
 /// The key of a batch's metadata that holds its intent's name.
 const INTENT: &str = "intent";
+/// The key of the file of answers.
+const OUTPUT: &str = "output_file_id";
 
 pub(super) fn headers(key: Option<&str>) -> Vec<(&'static str, String)> {
     let json = [("content-type", "application/json".to_owned())];
@@ -119,35 +121,36 @@ pub(super) fn find(http: &Http, name: &str, earliest: i64) -> Result<Found> {
 }
 
 pub(super) fn poll(batch: &Value) -> Option<Poll> {
+    let [completed, failed, total] = ["completed", "failed", "total"]
+        .map(|count| number(batch, &format!("/request_counts/{count}")));
+    // A batch is over before its files show.
+    let shown = completed == 0 || text(batch, OUTPUT).is_some();
     Some(match batch.get("status")?.as_str()? {
-        "completed" | "failed" | "expired" | "cancelled" => Poll::Ended,
-        _ => Poll::UnderWay {
-            done: number(batch, "/request_counts/completed")
-                + number(batch, "/request_counts/failed"),
-            total: number(batch, "/request_counts/total"),
-        },
+        "completed" | "failed" | "expired" | "cancelled" if shown => Poll::Ended,
+        _ => Poll::UnderWay { done: completed + failed, total },
     })
 }
 
-pub(super) fn results(http: &Http, batch: &str) -> Result<Results> {
+pub(super) fn results(http: &Http, batch: &str) -> Result<Option<Results>> {
     let state = http.json("look at a batch", || http.get(&format!("{BATCHES}/{batch}")))?;
-    let files =
-        [("output_file_id", number(&state, "/request_counts/completed")), ("error_file_id", 0)];
+    let files = [(OUTPUT, number(&state, "/request_counts/completed")), ("error_file_id", 0)];
     let mut by_id = Vec::new();
     for (key, expected) in files {
         let Some(file) = text(&state, key) else { continue };
-        let found = lines(http, &format!("/files/{file}/content"), expected)?;
+        let Some(found) = lines(http, &format!("/files/{file}/content"), expected)? else {
+            return Ok(None);
+        };
         by_id
             .extend(found.iter().filter_map(|line| Some((text(line, "custom_id")?, result(line)))));
     }
     let failed = state.get("status").and_then(Value::as_str) == Some("failed");
     let rest = if failed {
         let why = state.pointer("/errors/data/0").map_or_else(|| "the batch failed".into(), said);
-        Outcome::Failed(why)
+        Outcome::NotTaken(why)
     } else {
         Outcome::Expired
     };
-    Ok(Results { by_id, rest })
+    Ok(Some(Results { by_id, rest }))
 }
 
 fn result(line: &Value) -> Outcome {
@@ -168,6 +171,17 @@ fn result(line: &Value) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_over_once_its_answers_show() {
+        let mut batch = json!({"status": "completed",
+            "request_counts": {"completed": 2, "failed": 1, "total": 3}});
+        assert_eq!(poll(&batch), Some(Poll::UnderWay { done: 3, total: 3 }));
+        batch[OUTPUT] = "f".into();
+        assert_eq!(poll(&batch), Some(Poll::Ended));
+        assert_eq!(poll(&json!({"status": "failed"})), Some(Poll::Ended));
+        assert_eq!(poll(&json!({})), None);
+    }
 
     #[test]
     fn every_kind_of_result_is_understood() {

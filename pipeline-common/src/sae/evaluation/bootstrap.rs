@@ -17,15 +17,27 @@ pub fn intervals<S: Copy + Default + AddAssign, const N: usize>(
     seed: u64,
     figures: impl Fn(&S) -> [f64; N],
 ) -> Option<[[f64; 2]; N]> {
-    if documents.len() < 2 {
+    stratified(&[documents], seed, figures)
+}
+
+/// As [`intervals`], with as many documents of each stratum in every sample as there are; none if a stratum
+/// has a single one.
+pub fn stratified<S: Copy + Default + AddAssign, const N: usize>(
+    strata: &[&[S]],
+    seed: u64,
+    figures: impl Fn(&S) -> [f64; N],
+) -> Option<[[f64; 2]; N]> {
+    if strata.iter().any(|documents| documents.len() < 2) {
         return None;
     }
     let mut normal = Normal::new(seed, Purpose::Bootstrap);
     let mut found: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(RESAMPLES));
     for _ in 0..RESAMPLES {
         let mut sums = S::default();
-        for _ in documents {
-            sums += documents[normal.below(documents.len())];
+        for documents in strata {
+            for _ in *documents {
+                sums += documents[normal.below(documents.len())];
+            }
         }
         found.iter_mut().zip(figures(&sums)).for_each(|(all, figure)| all.push(figure));
     }
