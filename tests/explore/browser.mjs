@@ -1,11 +1,11 @@
-// 05_explore's page in a real browser: browse, search, open a latent, complete, steer, permalink.
+// 05_explore's page in a real browser: browse, search, open a latent, complete, steer, permalink, a saved
+// experiment, a slow line; on every view texts are read well in both themes and nothing lies beyond 1000 px.
 // usage: node browser.mjs ADDRESS-WITH-TOKEN DIRECTORY    the directory gets the screenshots
 // Exit code 1, with a message, where something is not as expected or the browser reports an error.
 
-import { mkdirSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { mkdtempSync, rmSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const [address, shots] = process.argv.slice(2);
@@ -18,13 +18,22 @@ const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
 const profile = mkdtempSync(join(tmpdir(), "explore-"));
 const troubles = [];
 const ENDED = /^\d+ tokens?; /;
+/// Of text and what is behind it: WCAG 2.1, AA.
+const CONTRAST = 4.5;
+/// Milliseconds that one waits for a view on a line with 100 ms latency, on a machine that does other things, too.
+const DISTANT = 2000;
+/// Whether the browser may tell that something is missing.
+let missing = false;
 
 function expect(is, what) {
   if (!is) throw new Error(`expected: ${what}`);
 }
 
 function watch(page) {
-  page.on("console", message => ["error", "warning"].includes(message.type()) && troubles.push(`console: ${message.text()}`));
+  page.on("console", message => {
+    if (!["error", "warning"].includes(message.type()) || missing && message.text().includes("404")) return;
+    troubles.push(`console: ${message.text()}`);
+  });
   page.on("pageerror", error => troubles.push(`page: ${error.stack}`));
 }
 
@@ -38,8 +47,46 @@ async function shot(page, name) {
       await page.emulateMedia({ colorScheme });
       await page.waitForTimeout(80);
       await page.screenshot({ path: join(shots, `${name}-${width}-${colorScheme}.png`) });
+      const faint = await page.evaluate(unreadable, CONTRAST);
+      expect(faint.length === 0, `readable texts on ${name} in ${colorScheme}: ${faint.slice(0, 5).join("; ")}`);
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+      expect(wide <= width, `${name} within ${width} px, not ${wide}`);
     }
   }
+}
+
+/// Runs in the page: texts whose contrast is too small.
+function unreadable(least) {
+  const parts = text => {
+    const n = text.match(/[\d.]+(?:e-?\d+)?/g).map(Number);
+    return [...n.slice(0, 3).map(v => text.startsWith("color(") ? 255 * v : v), n[3] ?? 1];
+  };
+  const over = ([r, g, b, a], under) => [r, g, b].map((v, i) => v * a + under[i] * (1 - a));
+  const behind = element => {
+    if (!element) return [255, 255, 255];
+    const own = parts(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
+  };
+  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data).join("").trim();
+    if (!text || !element.checkVisibility() || element.closest(":disabled, .unseen, svg, noscript, option")) continue;
+    const back = behind(element), front = over(parts(getComputedStyle(element).color), back);
+    const [dark, bright] = [light(back), light(front)].sort((a, b) => a - b);
+    const ratio = (bright + 0.05) / (dark + 0.05);
+    if (ratio < least) found.push(`${text.slice(0, 30)} (${element.className || element.tagName}) ${ratio.toFixed(2)}`);
+  }
+  return found;
+}
+
+/// Slows the page's line down.
+async function line(page) {
+  const session = await page.context().newCDPSession(page);
+  await session.send("Network.enable");
+  return (latency, throughput) => session.send("Network.emulateNetworkConditions",
+    { offline: false, latency, downloadThroughput: throughput, uploadThroughput: -1 });
 }
 
 async function browse(page) {
@@ -82,6 +129,51 @@ async function latent(page) {
   await page.goBack();
   await heading(page, `Latent ${number}`);
   return number;
+}
+
+/// Ends of the row of latents, latents that are not there, and colours by hand.
+async function edges(page) {
+  const sae = decodeURIComponent(page.url().match(/#\/sae\/([^/]+)/)[1]);
+  await open(page, `#/sae/${sae}/latent/0`);
+  await heading(page, "Latent 0");
+  expect(await page.getByRole("link", { name: "Previous" }).count() === 0, "nothing before the first latent");
+  expect(await page.getByRole("link", { name: "Next" }).count() === 1, "a latent after the first");
+  missing = true;
+  await open(page, `#/sae/${sae}/latent/999999`);
+  await page.locator("main .notice").waitFor();
+  missing = false;
+  const themes = [];
+  for (let n = 0; n < 3; n++) {
+    await page.locator("#theme").click();
+    themes.push(await page.evaluate(() => document.documentElement.dataset.theme ?? "auto"));
+  }
+  expect(themes.join() === "dark,light,auto", `three themes, not ${themes}`);
+  await open(page, "#/latents");
+  await heading(page, "Latents of");
+}
+
+/// What one waits for most, over a line as an ssh tunnel may have it.
+async function distant(page) {
+  const slow = await line(page);
+  const took = async work => {
+    const begun = Date.now();
+    await work();
+    return Date.now() - begun;
+  };
+  await open(page, "#/latents");
+  await page.locator(".space .row a").first().waitFor();
+  await slow(100, -1);
+  const table = await took(async () => {
+    await page.reload();
+    await page.locator(".space .row a").first().waitFor();
+  });
+  const latent = await took(async () => {
+    await page.locator("#row-4 a").click();
+    await page.locator(".sentences .on").first().waitFor();
+  });
+  await slow(0, -1);
+  console.log(`with 100 ms latency: table ${table} ms, latent ${latent} ms`);
+  expect(Math.max(table, latent) < DISTANT, `views within ${DISTANT} ms: ${table}, ${latent}`);
 }
 
 async function search(page, word) {
@@ -138,19 +230,67 @@ async function steer(page, number) {
   await page.locator("[role=option]").first().waitFor();
   await page.keyboard.press("Enter");
   await page.locator(".changes .chip").first().waitFor();
+  await changes(page, number);
+  const slow = await line(page);
+  await slow(0, 2000);
   await page.locator(".drawing [name=n]").fill("1000");
   await page.getByRole("button", { name: "Generate both" }).click();
   await page.locator(".continuation .token").nth(3).waitFor({ timeout: 60_000 });
   await page.getByRole("button", { name: "Cancel" }).click();
   await page.getByText("Cancelled.").waitFor();
+  await slow(0, -1);
   await page.locator(".drawing [name=n]").fill("16");
   await page.getByRole("button", { name: "Generate both" }).click();
-  await page.waitForFunction(() => document.querySelectorAll(".continuation > .quiet").length === 2
-    && [...document.querySelectorAll(".continuation > .quiet")].every(end => /^\d+ tokens?; /.test(end.textContent)), null, { timeout: 60_000 });
+  await ended(page);
   expect(await page.locator(".continuation .kl").count() > 0, "a divergence of each token");
   await page.waitForTimeout(400);
   await shot(page, "steer");
-  return (await page.locator(".continuation .text").allInnerTexts()).join("\n--\n");
+  return texts(page);
+}
+
+/// A latent of each SAE, one of them taken away again by the keyboard.
+async function changes(page, number) {
+  const names = await page.getByLabel("SAE to find it in").locator("option").allInnerTexts();
+  for (const name of names) {
+    await page.getByLabel("SAE to find it in").selectOption(name);
+    await page.getByRole("combobox", { name: "Add a latent" }).fill(number);
+    await page.locator("[role=option]").first().waitFor();
+    await page.keyboard.press("Enter");
+  }
+  const rows = page.locator(".changes > li");
+  expect(await rows.count() === names.length + 1, `changes of ${names} beside the first`);
+  await rows.first().locator(".chip").last().click();
+  const focused = () => page.evaluate(() => document.activeElement.outerHTML);
+  expect(/chip.*aria-pressed="true"/.test(await focused()), "the strength that was chosen keeps the focus");
+  await rows.nth(1).getByRole("button", { name: "Remove" }).press("Enter");
+  expect(await rows.count() === names.length, "a change less");
+  expect((await focused()).includes("Remove latent"), "the focus goes on to the next change");
+}
+
+const ended = page => page.waitForFunction(() => {
+  const ends = [...document.querySelectorAll(".continuation > .quiet")];
+  return ends.length === 2 && ends.every(end => /^\d+ tokens?; /.test(end.textContent));
+}, null, { timeout: 60_000 });
+const texts = async page => (await page.locator(".continuation .text").allInnerTexts()).join("\n--\n");
+
+/// Saves, changes, and loads what was saved; files that are none change nothing.
+async function experiment(page, written) {
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save as JSON" }).click()]);
+  const saved = await download.path();
+  const { request, result } = JSON.parse(readFileSync(saved, "utf8"));
+  expect(result.complete && result.request.text === request.text && result.steered.tokens.length > 0, "the experiment in the file");
+  const damaged = join(profile, "damaged.json"), field = page.locator("label.block textarea");
+  await field.fill("Another text");
+  for (const content of ["{", "[]", JSON.stringify({ kind: "05_explore experiment", schema: 1, link: "#/steer", result: { request: {} } })]) {
+    writeFileSync(damaged, content);
+    await page.locator("input[type=file]").setInputFiles(damaged);
+    await page.locator("main .notice", { hasText: "is no experiment" }).waitFor();
+    expect(await field.inputValue() === "Another text", "a damaged file changes nothing");
+  }
+  await page.locator("input[type=file]").setInputFiles({ name: "saved.json", mimeType: "application/json", buffer: readFileSync(saved) });
+  await page.waitForFunction(text => document.querySelector("label.block textarea")?.value === text, request.text);
+  await ended(page);
+  expect(await texts(page) === written, "the continuations that were saved");
 }
 
 async function permalink(context, page, written) {
@@ -160,9 +300,10 @@ async function permalink(context, page, written) {
   await heading(other, "Steer");
   await other.locator(".changes .chip").first().waitFor();
   await other.getByRole("button", { name: "Generate both" }).click();
-  await other.waitForFunction(() => [...document.querySelectorAll(".continuation > .quiet")].every(end => /^\d+ tokens?; /.test(end.textContent)), null, { timeout: 60_000 });
-  const again = (await other.locator(".continuation .text").allInnerTexts()).join("\n--\n");
+  await ended(other);
+  const again = await texts(other);
   expect(again === written, `the same continuations from the link:\n${written}\nand\n${again}`);
+  await other.close();
 }
 
 async function main() {
@@ -175,12 +316,15 @@ async function main() {
     await page.goto(address);
     await browse(page);
     const number = await latent(page);
+    await edges(page);
     await search(page, process.env.WORD ?? "the");
     await runs(page);
     await compare(page);
     await complete(page);
     const written = await steer(page, number);
     await permalink(context, page, written);
+    await experiment(page, written);
+    await distant(page);
   } finally {
     await context.close();
     rmSync(profile, { recursive: true, force: true });

@@ -53,7 +53,7 @@ async function json(answer, signal) {
   }
 }
 
-export async function get(path, params = {}, signal = undefined) {
+async function get(path, params = {}, signal = undefined) {
   return json(await ask(address(path, params), { signal }), signal);
 }
 
@@ -61,12 +61,12 @@ const posted = (body, signal) => ({
   method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal,
 });
 
-export async function post(path, body, signal) {
+async function post(path, body, signal) {
   return json(await ask(path, posted(body, signal)), signal);
 }
 
 /// Calls `use` with each line of the answer as it arrives.
-export async function lines(path, body, signal, use) {
+async function lines(path, body, signal, use) {
   const answer = await ask(path, posted(body, signal));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -95,6 +95,20 @@ export async function patiently(signal, wait, work) {
   }
 }
 
+/// What a view says while it waits for its turn.
+export const again = ({ status, message, retry }) =>
+  `${status === 429 ? "The queue is full" : message}; trying again in ${retry} s …`;
+
+/// Bytes of a text that the server takes.
+const TEXT = 16_384;
+
+/// A request with a text that is not too long.
+function fitting(body) {
+  const { length } = new TextEncoder().encode(body.text);
+  if (length > TEXT) throw new Problem(400, `The text has ${length.toLocaleString("en-GB")} bytes.`, "At most 16,384 are read.");
+  return body;
+}
+
 const segment = encodeURIComponent;
 const paths = {
   sae: sae => `api/saes/${segment(sae)}`,
@@ -110,7 +124,8 @@ export const latents = (name, params, signal) => get(paths.latents(name), params
 export const sentence = (name, n, signal) => get(paths.sentence(name, n), {}, signal);
 export const search = (params, signal) => get("api/search", params, signal);
 export const compare = (params, signal) => get("api/compare", params, signal);
-export const complete = (body, signal) => post("api/complete", body, signal);
+export const complete = async (body, signal) => post("api/complete", fitting(body), signal);
+export const generate = async (body, signal, use) => lines("api/generate", fitting(body), signal, use);
 
 const KEPT = 48, FRESH = 120_000;
 const kept = new Map();

@@ -172,7 +172,7 @@ function refreshAll() {
 
 function locked({ detail }) {
   banner.hidden = false;
-  banner.replaceChildren(h("b", {}, "The server asks for its token."), " ", `It was started anew, perhaps: ${detail.hint}.`);
+  banner.replaceChildren(h("b", {}, "The server asks for its token."), " ", `It was started anew, perhaps: ${detail.hint}.`, " ", button("Try again", refreshAll));
 }
 
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
@@ -207,8 +207,9 @@ function search(event) {
   event?.preventDefault();
   const q = query.value.trim();
   if (!q) return;
-  const address = links.to.search({ q });
-  if (links.read(location.hash)?.parts[0] !== "search") return links.open(address);
+  const now = links.read(location.hash), there = now?.parts[0] === "search";
+  const address = links.to.search({ q, sae: there ? now.params.get("sae") : null });
+  if (!there) return links.open(address);
   links.show(address);
   route();
 }

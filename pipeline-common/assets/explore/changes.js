@@ -39,43 +39,51 @@ export class Changes {
     }
   }
 
+  /// A change; `sync` brings what is shown to what was chosen, and leaves the focus where it is.
   row(change, i) {
+    const sync = () => {
+      op.value = change.op;
+      if (value !== document.activeElement) value.value = change.value;
+      value.disabled = change.op === "ablate";
+      for (const chip of chips.children) chip.sync?.();
+    };
+    const touch = () => {
+      change.touched = true;
+      sync();
+      this.changed();
+    };
     const value = h("input", {
       type: "number", step: "any", value: change.value, required: true, disabled: change.op === "ablate", "aria-label": "Value",
       input: event => {
         if (!event.target.checkValidity()) return;
         change.value = event.target.valueAsNumber;
-        this.touch(change);
+        touch();
       },
     });
     const op = h("select", {
       "aria-label": "What is done",
       change: event => {
         change.op = event.target.value;
-        value.disabled = change.op === "ablate";
-        this.touch(change);
+        touch();
       },
     }, OPS.map(([key, text]) => h("option", { value: key, selected: key === change.op }, text)));
     const remove = button("Remove", () => {
       this.changes.splice(i, 1);
       this.draw();
       this.changed();
-    }, { "aria-label": `Remove latent ${change.latent}` });
+      const left = [...this.rows.querySelectorAll(".remove")];
+      (left[i] ?? left.at(-1) ?? this.field).focus();
+    }, { class: "remove", "aria-label": `Remove latent ${change.latent}` });
     const label = h("span", { class: "label" }), chips = h("span", { class: "chips" });
-    this.describe(change, label, chips);
+    this.describe(change, { label, chips, touch });
     return h("li", {},
       h("span", { class: "who" }, h("a", { href: links.to.latent(change.sae, change.latent) }, `Latent ${change.latent}`), " ", label,
         h("small", { class: "quiet" }, change.sae)),
       op, value, chips, remove);
   }
 
-  touch(change) {
-    change.touched = true;
-    this.changed();
-  }
-
   /// Its name, and strengths to choose from.
-  async describe(change, label, chips) {
+  async describe(change, { label, chips, touch }) {
     const sae = this.list.saes.find(one => one.sae === change.sae);
     if (!sae) {
       label.replaceChildren(h("span", { class: "bad" }, "not in this store"));
@@ -83,7 +91,7 @@ export class Changes {
     }
     try {
       const { suggestions } = await api.strength(change.sae, change.latent, this.signal);
-      chips.replaceChildren(...suggestions.map(one => this.chip(change, one)));
+      chips.replaceChildren(...suggestions.map(one => this.chip(change, one, touch)));
       if (sae.names > 0) change.label ??= (await api.latent(change.sae, change.latent, this.signal)).name?.label ?? null;
       label.textContent = change.label ?? "";
     } catch (error) {
@@ -91,21 +99,22 @@ export class Changes {
     }
   }
 
-  chip(change, { op, value, why }) {
+  chip(change, { op, value, why }, touch) {
     const text = op === "ablate" ? "ablate" : `${op} ${short(value)}`;
-    const chosen = change.op === op && (op === "ablate" || change.value === value);
     const take = () => {
-      Object.assign(change, { op, value, touched: true });
-      this.draw();
-      this.changed();
+      Object.assign(change, { op, value });
+      touch();
     };
-    return hint(button(text, take, { class: "chip", "aria-pressed": String(chosen), "aria-label": `${text}: ${why}` }), () => `${exact(value)}: ${why}`);
+    const made = button(text, take, { class: "chip", "aria-label": `${text}: ${why}` });
+    made.sync = () => made.setAttribute("aria-pressed", String(change.op === op && (op === "ablate" || change.value === value)));
+    made.sync();
+    return hint(made, () => `${exact(value)}: ${why}`);
   }
 
   /// A field that finds latents by number or name.
   adder() {
     const options = h("ul", { role: "listbox", id: fresh("found"), class: "found", hidden: true, "aria-label": "Latents found" });
-    const input = h("input", {
+    const input = this.field = h("input", {
       type: "text", role: "combobox", "aria-expanded": "false", "aria-controls": options.id, "aria-autocomplete": "list", autocomplete: "off",
       placeholder: "number or part of a name", spellcheck: "false",
     });

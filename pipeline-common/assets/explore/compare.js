@@ -1,7 +1,7 @@
 // A latent and those of another SAE whose decoder rows are nearest, side by side.
 
 import * as api from "./api.js";
-import { bar, facts, h, notice, quoted, share, short, table } from "./dom.js";
+import { bar, facts, h, notice, quoted, share, short, table, unnamed } from "./dom.js";
 import * as links from "./links.js";
 import { activations } from "./plots.js";
 import * as tokens from "./tokens.js";
@@ -58,7 +58,7 @@ async function nearest(place, found, { of, pick, signal }) {
     { text: "Density", number: true }, { text: "Nearest to it on the left" }];
   const cells = (row, i) => [
     inputs[i], h("a", { href: links.to.latent(right, row.latent) }, String(row.latent)), [row.cosine.toFixed(3), bar(row.cosine)],
-    row.label ?? h("span", { class: "quiet" }, "unnamed"), row.token ? h("code", {}, quoted(row.token)) : "–", share(row.density, 4),
+    row.label ?? unnamed(), row.token ? h("code", {}, quoted(row.token)) : "–", share(row.density, 4),
     row.mutual ? h("b", {}, "this latent") : [h("a", { href: links.to.latent(left, row.back.latent) }, String(row.back.latent)),
       ` (${row.back.cosine.toFixed(3)}) `, row.back.label],
   ];
@@ -78,7 +78,7 @@ async function side(place, sae, latent, signal) {
     const detail = await api.latent(sae.sae, latent, signal);
     const { record, name } = detail;
     if (signal.aborted) return;
-    place.replaceChildren(title, h("p", {}, name?.label ?? h("span", { class: "quiet" }, "unnamed")),
+    place.replaceChildren(title, h("p", {}, name?.label ?? unnamed()),
       facts([["density", share(record.density, 4)], ["largest", short(record.max)]]),
       record.fired > 0 ? activations(record.histogram) : h("span", { class: "tag" }, "dead"),
       tokens.list(detail, record.top.max.slice(0, SENTENCES), false));

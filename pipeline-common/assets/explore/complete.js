@@ -1,7 +1,7 @@
 // A text's tokens and the latents that are active at each; and how the model goes on.
 
 import * as api from "./api.js";
-import { bar, button, count, counted, debounce, exact, fill, h, notice, quoted, say, short, stepped, table, visible } from "./dom.js";
+import { bar, button, count, counted, debounce, exact, fill, h, notice, quoted, say, short, stepped, table, unnamed, visible } from "./dom.js";
 import * as links from "./links.js";
 import { strength } from "./tokens.js";
 import * as write from "./write.js";
@@ -89,9 +89,7 @@ class Complete {
     const signal = AbortSignal.any([this.control.signal, this.signal]), { key } = this;
     const body = { text: state.text, saes: [...state.saes], top: state.top };
     this.status.textContent = "Reading …";
-    const wait = problem => {
-      this.status.textContent = `${problem.status === 429 ? "The queue is full" : problem.message}; trying again in ${problem.retry} s …`;
-    };
+    const wait = problem => (this.status.textContent = api.again(problem));
     try {
       const answer = await api.patiently(signal, wait, () => api.complete(body, signal));
       last = { key, answer };
@@ -160,7 +158,7 @@ class Complete {
     if (active.length === 0) return h("p", { class: "quiet" }, `${sae}: no active latent.`);
     const most = active[0].value;
     const rows = active.map(({ latent, value, label }) => [
-      h("a", { href: links.to.latent(sae, latent) }, String(latent)), label ?? h("span", { class: "quiet" }, "unnamed"),
+      h("a", { href: links.to.latent(sae, latent) }, String(latent)), label ?? unnamed(),
       [h("span", { title: exact(value) }, short(value)), bar(value / most)],
     ]);
     return [h("h3", {}, sae), table(`Active latents of ${sae}`, [{ text: "Latent", number: true }, { text: "Name" }, { text: "Value", number: true }], rows, { class: "near" })];
@@ -179,7 +177,7 @@ class Complete {
     const sorted = [...found.values()].sort((a, b) => b.most - a.most).slice(0, LISTED);
     const rows = sorted.map(entry => {
       const shade = button("Shade", () => this.shadeBy(entry, shade), { "aria-pressed": "false", "aria-label": `Shade the text by latent ${entry.latent}` });
-      return [shade, h("a", { href: links.to.latent(entry.sae, entry.latent) }, String(entry.latent)), entry.label ?? h("span", { class: "quiet" }, "unnamed"),
+      return [shade, h("a", { href: links.to.latent(entry.sae, entry.latent) }, String(entry.latent)), entry.label ?? unnamed(),
         entry.sae, [short(entry.most), bar(entry.most / sorted[0].most)], String(entry.at.length),
         h("a", { href: links.to.steer({ add: `${entry.latent}:${entry.sae}` }) }, "Steer")];
     });
@@ -209,6 +207,7 @@ class Complete {
     const keep = button("Add to the text and show its latents", () => {
       state.text += side.written;
       this.field.value = state.text;
+      side.clear("");
       side.element.hidden = keep.hidden = true;
       this.read();
     }, { hidden: true });

@@ -85,6 +85,9 @@ export function notice(problem, ...actions) {
     actions);
 }
 
+/// In place of a name.
+export const unnamed = () => h("span", { class: "quiet" }, "unnamed");
+
 export const button = (text, click, props = {}) => h("button", { type: "button", click, ...props }, text);
 
 /// A list of terms; entries without a value are left out.

@@ -44,10 +44,13 @@ async function goOn({ q, only, state, place, signal }) {
   }
 }
 
-function draw({ names, sentences, indexing }, state, place) {
+function draw({ names, sentences, indexing, unsearched }, state, place) {
   const many = (n, what) => `${n === LIMIT ? "the first " : ""}${count(n)} ${what}${n === 1 ? "" : "s"}`;
   const found = `${many(names.length, "name")}, ${many(sentences.length, "sentence")}`;
-  state.textContent = indexing.length ? `${found}; the sentences of ${indexing.join(", ")} are still being indexed …` : found;
+  state.textContent = [found,
+    indexing.length && `the sentences of ${indexing.join(", ")} are still being indexed …`,
+    unsearched.length && `not searched: the sentences of ${unsearched.join(", ")}; choose one of them to search it`,
+  ].filter(part => part).join("; ");
   say(state.textContent);
   const section = (title, items, none) => h("section", {}, h("h2", {}, title),
     items.length ? h("ul", { class: "results" }, items) : h("p", { class: "quiet" }, none));

@@ -1,7 +1,7 @@
 // A latent's page, and a sentence's.
 
 import * as api from "./api.js";
-import { bar, button, count, exact, facts, h, hint, notice, pause, quoted, roving, say, share, short, table, tabs, visible } from "./dom.js";
+import { bar, button, count, exact, facts, h, hint, notice, pause, quoted, roving, say, share, short, table, tabs, unnamed, visible } from "./dom.js";
 import * as links from "./links.js";
 import { activations } from "./plots.js";
 import * as tokens from "./tokens.js";
@@ -9,14 +9,12 @@ import * as tokens from "./tokens.js";
 /// Whether sentences are shown whole; it stays as one goes from latent to latent.
 let whole = false;
 
-const unnamed = () => h("span", { class: "quiet" }, "unnamed");
-
-export async function show(view, { sae, number, signal }) {
+export async function show(view, { sae, number, list, signal }) {
   if (!Number.isSafeInteger(number)) throw new api.Problem(404, "A latent has a number, from 0.");
   const detail = await api.latent(sae, number, signal);
   const { record, name } = detail;
   const parts = [
-    heading(detail),
+    heading(detail, list.saes.find(one => one.sae === sae)?.d_sae ?? Infinity),
     name && naming(name),
     h("div", { class: "split" },
       h("section", {}, h("h2", {}, "Activations"), numbers(record), record.fired > 0 && activations(record.histogram)),
@@ -30,15 +28,17 @@ export async function show(view, { sae, number, signal }) {
   return `Latent ${number}${name ? `: ${name.label}` : ""}`;
 }
 
-function heading({ sae, latent, name, record }) {
+function heading({ sae, latent, name, record }, d_sae) {
   const { to } = links;
+  const beside = (there, text, rel) => there < 0 || there >= d_sae ? h("span", { class: "quiet" }, text)
+    : h("a", { href: to.latent(sae, there), rel }, text);
   return h("div", { class: "heading" },
     h("h1", {}, `Latent ${latent}`, name && [" ", h("span", { class: "name" }, name.label)],
       record.fired === 0 && [" ", h("span", { class: "tag" }, "dead")]),
     h("p", { class: "actions" },
       h("a", { href: to.latents(sae) }, sae),
-      latent > 0 && h("a", { href: to.latent(sae, latent - 1), rel: "prev" }, "Previous"),
-      h("a", { href: to.latent(sae, latent + 1), rel: "next" }, "Next"),
+      beside(latent - 1, "Previous", "prev"),
+      beside(latent + 1, "Next", "next"),
       h("a", { href: to.compare({ left: sae, latent }) }, "Compare"),
       copyLink(),
       h("a", { href: to.steer({ add: `${latent}:${sae}` }), class: "button" }, "Steer with it")));
@@ -171,7 +171,8 @@ export async function showSentence(view, { sae, number, params, signal }) {
 async function later(place, found, { sae, number, chosen, signal }) {
   try {
     while (!found.latents) {
-      const { done, total } = found.index;
+      const { state, done, total } = found.index;
+      if (state === "failed") throw new api.Problem(0, "Its sentences cannot be indexed.", "The server's log says why.");
       place.replaceChildren(h("p", {}, tokens.text(found.sentence, null, { whole: true, max: 1 })),
         h("p", { class: "quiet" }, `Which latents are active here is being indexed: ${count(done)} of ${count(total)}.`));
       await pause(1500, signal);

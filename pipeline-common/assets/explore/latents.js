@@ -20,7 +20,7 @@ const COLUMNS = [
   { key: "weighted", text: "Mean", number: true, title: "Mean activation over all rows" },
   { key: "score", text: "Score", number: true, title: "Balanced accuracy of detection with its name, 0.5 is chance" },
 ];
-const DEFAULTS = { sort: "density", descending: "true", name: "", token: "", text: "", dead: "any", named: "any" };
+const DEFAULTS = { sort: "density", descending: "true", name: "", strongest: "", text: "", dead: "any", named: "any" };
 
 /// What was shown last: coming back to it needs no request.
 let last = null;
@@ -69,7 +69,7 @@ function filters(sae, query, grid) {
   const unnamed = sae.names === 0 ? { disabled: true, title: "04_name_latents has not named any latent yet" } : {};
   return h("form", { class: "filters", submit: event => event.preventDefault(), autocomplete: "off" },
     field("name", "Name", unnamed),
-    field("token", "Strongest token"),
+    field("strongest", "Strongest token"),
     field("text", "Text in its sentences"),
     choice("dead", "Dead", [["any", "shown"], ["no", "hidden"], ["only", "only"]]),
     choice("named", "Named", [["any", "any"], ["only", "with a name"], ["no", "without"]], unnamed),
@@ -178,7 +178,7 @@ class Grid {
   }
 
   waiting(problem) {
-    this.found.textContent = `${problem.message}; trying again …`;
+    this.found.textContent = api.again(problem);
   }
 
   failed(error) {
@@ -253,7 +253,8 @@ class Grid {
     const none = () => h("span", { class: "quiet" }, "–");
     return h("div", { class: dead ? "row dead" : "row" },
       cell(true, h("a", { href: links.to.latent(this.sae.sae, data.latent), tabindex: -1 }, String(data.latent))),
-      cell(false, data.label ? h("span", { title: data.label }, data.label) : dead ? h("span", { class: "tag" }, "dead") : none()),
+      cell(false, data.label && h("span", { title: data.label }, data.label), data.label && dead && " ",
+        dead ? h("span", { class: "tag" }, "dead") : !data.label && none()),
       cell(false, data.token === null ? none() : h("code", {}, quoted(data.token.trim() || data.token))),
       cell(true, dead ? none() : [share(data.density, 4), bar(1 + Math.log10(data.density) / 6)]),
       cell(true, dead ? none() : data.max.toFixed(2)),

@@ -72,9 +72,9 @@ export function densities({ from, step, counts }) {
   return histogram("Latents by density, both on logarithmic scales", { counts, titles, ticks });
 }
 
-/// A small bar for each value, one beside the other.
-export function columns(label, values, titles, height = 90) {
-  const most = Math.max(...values, 1e-9), bottom = height - 6;
+/// A small bar for each value, one beside the other; `unit` is what they are of, counted from 1.
+export function columns(label, unit, values, titles, height = 110) {
+  const most = Math.max(...values, 1e-9), bottom = height - BOTTOM;
   const wide = Math.min(18, (WIDE - LEFT - RIGHT) / Math.max(1, values.length));
   const drawing = frame(height, "group", label, WIDE);
   for (const part of [0.5, 1]) {
@@ -82,6 +82,9 @@ export function columns(label, values, titles, height = 90) {
     drawing.append(rule(LEFT, y, WIDE - RIGHT, y), tick(LEFT - 5, y + 4, short(part * most), "end"));
   }
   bars(drawing, values.map(value => (bottom - TOP) * value / most), titles, { wide, bottom, width: WIDE });
+  const every = [1, 5, 10, 50, 100].find(step => values.length / step <= 12) ?? 100;
+  for (let n = every; n <= values.length; n += every) drawing.append(tick(LEFT + (n - 0.5) * wide, height - 8, count(n), "middle"));
+  drawing.append(tick(LEFT - 5, height - 8, unit, "end"));
   return drawing;
 }
 

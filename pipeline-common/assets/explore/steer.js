@@ -78,8 +78,9 @@ class Steer {
     const make = () => {
       if (!this.state.text) return null;
       this.link();
-      this.asked = this.request();
-      return this.asked;
+      this.started = null;
+      this.pending = this.request();
+      return this.pending;
     };
     const runner = write.runner({ label: "Generate both", make, use: event => this.use(event), signal: this.signal });
     this.run = runner.run;
@@ -101,6 +102,7 @@ class Steer {
 
   begin(event) {
     this.started = event;
+    this.asked = this.pending;
     this.base.clear(this.asked.text);
     this.steered.clear(this.asked.text);
     this.base.element.hidden = !event.sides.includes("baseline");
@@ -123,7 +125,7 @@ class Steer {
   /// Draws a result that was there before.
   restore() {
     const { result } = this.state;
-    this.asked = result.request;
+    this.pending = result.request;
     const sides = ["baseline", "steered"].filter(name => result[name]);
     this.begin({ sides, model: result.model });
     for (const name of sides) {
@@ -144,7 +146,7 @@ class Steer {
       h("h2", {}, "Divergence of each token"),
       h("p", { class: "quiet" }, "Kullback-Leibler divergence of the steered from the unsteered model's distribution, both after the steered text. ",
         !this.base.element.hidden && words),
-      h("div", { class: "plot" }, columns("Divergence of each token", tokens.map(token => token.kl ?? 0), titles)));
+      h("div", { class: "plot" }, columns("Divergence of each token", "token", tokens.map(token => token.kl ?? 0), titles)));
   }
 
   save() {
@@ -175,12 +177,32 @@ class Steer {
   }
 }
 
-/// A saved experiment as the state of this view.
-function opened({ kind, link, names, result }) {
-  if (kind !== KIND) throw new Error(`its kind is ${JSON.stringify(kind)}, not ${JSON.stringify(KIND)}`);
-  const { params } = links.read(link);
-  const changes = params.getAll("do").map(links.parsed).filter(change => change);
-  const state = { text: params.get("text") ?? "", ...write.settings(params), changes, result };
-  state.changes.forEach(change => (change.label = names?.[`${change.latent}:${change.sae}`]));
-  return state;
+const isObject = value => typeof value === "object" && value !== null;
+const isNumber = value => value === null || typeof value === "number";
+const isToken = token => isObject(token) && typeof token.text === "string" && isNumber(token.kl) && isNumber(token.logprob);
+const isEnd = end => end === null || isObject(end) && typeof end.text === "string" && isNumber(end.mean_kl);
+const isSide = side => side === null || isObject(side) && Array.isArray(side.tokens) && side.tokens.every(isToken) && isEnd(side.end);
+const isResult = result => result === null
+  || isObject(result) && typeof result.request?.text === "string" && isSide(result.baseline) && isSide(result.steered);
+
+/// A saved experiment as the state of this view. Nothing of a damaged one is taken over.
+function opened(experiment) {
+  const must = (is, what) => {
+    if (!is) throw new Error(what);
+  };
+  must(isObject(experiment), "It holds no object.");
+  const { kind, schema, link, names, result } = experiment;
+  must(kind === KIND, `Its kind is ${JSON.stringify(kind)}, not ${JSON.stringify(KIND)}.`);
+  must(schema === 1, `Its schema is ${JSON.stringify(schema)}, not 1.`);
+  const address = typeof link === "string" ? links.read(link) : null;
+  must(address?.parts[0] === "steer", "Its link is none of this view.");
+  must(isResult(result), "Its result is damaged.");
+  const { params } = address;
+  const changes = params.getAll("do").map(links.parsed);
+  must(changes.every(change => change), "A change in its link is damaged.");
+  for (const change of changes) {
+    const label = names?.[`${change.latent}:${change.sae}`];
+    if (typeof label === "string") change.label = label;
+  }
+  return { text: params.get("text") ?? "", ...write.settings(params), changes, result };
 }

@@ -58,7 +58,7 @@ export function form(values, changed) {
   return h("div", { class: "drawing filters" }, fields, another, stop);
 }
 
-const WHY = { length: "as many as asked for", stop: "ended by a stop string", end_of_text: "the model ended the text", context: "the model's context is full" };
+const WHY = { length: "as many as asked for", stop: "ended by a stop string", end_of_text: "the model ended the text", context: "the model's context is full", time: "ended by the time limit" };
 
 /// Buttons that start and cancel, and how far it is. `make` gives the request, or null where it is not
 /// complete; `use` takes each event.
@@ -95,7 +95,7 @@ export function runner({ label, make, use, signal: left }) {
   async function stream(body, signal) {
     state.classList.remove("bad");
     state.textContent = "Waiting for the model …";
-    let tokens = 0, begun = performance.now();
+    let tokens = 0, begun = performance.now(), whole = false;
     const take = event => {
       if (event.event === "error") throw new api.Problem(0, event.error, event.hint);
       if (event.event === "start") begun = performance.now();
@@ -103,16 +103,15 @@ export function runner({ label, make, use, signal: left }) {
       const seconds = (performance.now() - begun) / 1000;
       if (event.event === "token" && seconds > 0.3) state.textContent = `${counted(tokens, "token")}, ${short(tokens / seconds)} a second`;
       if (event.event === "done") {
+        whole = true;
         state.textContent = `${counted(tokens, "token")} in ${short(event.seconds)} s`;
         say("Done.");
       }
       use(event);
     };
-    const refused = problem => {
-      const other = problem.status === 429 ? "The queue is full" : problem.message;
-      state.textContent = `${other}; trying again in ${problem.retry} s …`;
-    };
-    await api.patiently(signal, refused, () => api.lines("api/generate", body, signal, take));
+    const refused = problem => (state.textContent = api.again(problem));
+    await api.patiently(signal, refused, () => api.generate(body, signal, take));
+    if (!whole) throw new api.Problem(0, "The connection ended before the text did.", "Is 05_explore still running?");
   }
   return { element: h("p", { class: "actions" }, start, " ", cancel, " ", state), run };
 }
@@ -155,9 +154,22 @@ export class Continuation {
 
   close(event) {
     this.ended = event;
+    this.cut(event.text);
     const parts = [`${counted(event.tokens, "token")}; ${WHY[event.reason] ?? event.reason}`];
     if (event.mean_kl !== null) parts.push(`mean KL ${exact(event.mean_kl)} nats`);
     this.end.textContent = parts.join("; ");
+  }
+
+  /// Takes away what a stop string has cut off: tokens go on behind it.
+  cut(text) {
+    let rest = text;
+    for (const token of this.text.querySelectorAll(".token")) {
+      const shown = token.textContent, kept = rest.slice(0, shown.length);
+      rest = rest.slice(shown.length);
+      if (kept === shown) continue;
+      if (kept) token.textContent = kept;
+      else token.remove();
+    }
   }
 
   /// What is written so far.
