@@ -1,6 +1,6 @@
 // Requests: errors as the server tells them, waiting where it asks for it, lines as they arrive.
 
-import { pause } from "./dom.js";
+import { count, pause } from "./dom.js";
 
 /// An answer that is not a success; `status` is 0 where there was none.
 export class Problem extends Error {
@@ -23,7 +23,10 @@ async function ask(path, options) {
     if (options.signal?.aborted) throw error;
     throw lost();
   }
-  if (answer.ok) return answer;
+  if (answer.ok) {
+    dispatchEvent(new CustomEvent("answered"));
+    return answer;
+  }
   const told = await answer.json().catch(() => ({}));
   const retry = Number(answer.headers.get("retry-after")) || null;
   const problem = new Problem(answer.status, told.error ?? `The server answers ${answer.status}.`, told.hint, retry);
@@ -65,7 +68,7 @@ async function post(path, body, signal) {
   return json(await ask(path, posted(body, signal)), signal);
 }
 
-/// Calls `use` with each line of the answer as it arrives.
+/// Calls `use` with each line of the answer as it arrives; a line without its end was cut off.
 async function lines(path, body, signal, use) {
   const answer = await ask(path, posted(body, signal));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -79,7 +82,6 @@ async function lines(path, body, signal, use) {
     rest = all.pop();
     all.filter(line => line.trim()).forEach(line => use(JSON.parse(line)));
   }
-  if (rest.trim()) use(JSON.parse(rest));
 }
 
 /// Tries again as long as the server says when; `wait` is told of each refusal.
@@ -105,7 +107,7 @@ const TEXT = 16_384;
 /// A request with a text that is not too long.
 function fitting(body) {
   const { length } = new TextEncoder().encode(body.text);
-  if (length > TEXT) throw new Problem(400, `The text has ${length.toLocaleString("en-GB")} bytes.`, "At most 16,384 are read.");
+  if (length > TEXT) throw new Problem(400, `The text has ${count(length)} bytes.`, `At most ${count(TEXT)} are read.`);
   return body;
 }
 

@@ -147,33 +147,36 @@ function failed(error) {
   return notice(new api.Problem(0, "A defect of this page.", String(error)));
 }
 
+function warn(message, hint) {
+  banner.replaceChildren(h("b", {}, message), ` ${hint} `, button("Try again", refresh));
+  banner.hidden = false;
+}
+
+let watching = false;
+
 /// Says that the server is gone, and looks whether it comes back.
 async function gone({ detail }) {
-  if (!banner.hidden) return;
-  banner.hidden = false;
-  banner.replaceChildren(h("b", {}, detail.message), " ", detail.hint, " ", button("Try again", refreshAll));
+  warn(detail.message, detail.hint);
+  if (watching) return;
+  watching = true;
   for (let wait = 2000; !banner.hidden; wait = Math.min(30_000, 1.5 * wait)) {
     await pause(wait);
-    const answer = await fetch("api/saes").catch(() => null);
-    if (answer && !banner.hidden) return answer.ok ? back() : refreshAll();
+    const answer = banner.hidden ? null : await fetch("api/saes").catch(() => null);
+    if (!answer) continue;
+    answered();
+    if (!answer.ok || main.querySelector(":scope > .notice")) refresh();
   }
+  watching = false;
 }
 
-function back() {
+/// Any answer that is a success ends what the banner says.
+function answered() {
+  if (banner.hidden) return;
   banner.hidden = true;
   say("The server answers again.");
-  if (main.querySelector(":scope > .notice")) refresh();
 }
 
-function refreshAll() {
-  banner.hidden = true;
-  refresh();
-}
-
-function locked({ detail }) {
-  banner.hidden = false;
-  banner.replaceChildren(h("b", {}, "The server asks for its token."), " ", `It was started anew, perhaps: ${detail.hint}.`, " ", button("Try again", refreshAll));
-}
+const locked = ({ detail }) => warn("The server asks for its token.", `It was started anew, perhaps: ${detail.hint}.`);
 
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
@@ -223,6 +226,7 @@ function shortcut(event) {
 
 addEventListener("hashchange", route);
 addEventListener("shown", remember);
+addEventListener("answered", answered);
 addEventListener("gone", gone);
 addEventListener("locked", locked);
 document.addEventListener("keydown", shortcut);

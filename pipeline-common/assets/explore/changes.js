@@ -9,7 +9,7 @@ const MOST = 32, FOUND = 8;
 
 export class Changes {
   constructor(changes, list, { changed, signal }) {
-    Object.assign(this, { changes, list, changed, signal });
+    Object.assign(this, { changes, list, changed, signal, syncs: new WeakMap() });
     this.rows = h("ol", { class: "changes", "aria-label": "Changes" });
     this.element = h("section", {}, h("h2", {}, "Changes"), this.rows, this.adder());
     this.draw();
@@ -28,7 +28,7 @@ export class Changes {
     const fits = positive.find(one => one.value >= 0.99 * found.max) ?? positive.at(-1);
     if (!fits || !this.changes.includes(change) || change.touched) return;
     Object.assign(change, { op: fits.op, value: fits.value });
-    this.draw();
+    this.syncs.get(change)();
     this.changed();
   }
 
@@ -43,10 +43,12 @@ export class Changes {
   row(change, i) {
     const sync = () => {
       op.value = change.op;
-      if (value !== document.activeElement) value.value = change.value;
+      // Not where one types: `1.` is 1.
+      if (value.valueAsNumber !== change.value) value.value = change.value;
       value.disabled = change.op === "ablate";
       for (const chip of chips.children) chip.sync?.();
     };
+    this.syncs.set(change, sync);
     const touch = () => {
       change.touched = true;
       sync();

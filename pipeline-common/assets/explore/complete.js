@@ -49,7 +49,7 @@ class Complete {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.read();
     };
     this.field = h("textarea", {
-      rows: 4, value: state.text, maxlength: 16384, keydown: enter, "aria-describedby": "keys",
+      rows: 4, value: state.text, keydown: enter, "aria-describedby": "keys",
       input: event => {
         state.text = event.target.value;
         this.later();
@@ -209,6 +209,7 @@ class Complete {
       this.field.value = state.text;
       side.clear("");
       side.element.hidden = keep.hidden = true;
+      this.field.focus();
       this.read();
     }, { hidden: true });
     const use = event => {

@@ -1,7 +1,7 @@
 // A latent's page, and a sentence's.
 
 import * as api from "./api.js";
-import { bar, button, count, exact, facts, h, hint, notice, pause, quoted, roving, say, share, short, table, tabs, unnamed, visible } from "./dom.js";
+import { bar, button, count, counted, exact, facts, h, hint, notice, pause, quoted, roving, say, share, short, table, tabs, unnamed, visible } from "./dom.js";
 import * as links from "./links.js";
 import { activations } from "./plots.js";
 import * as tokens from "./tokens.js";
@@ -30,7 +30,7 @@ export async function show(view, { sae, number, list, signal }) {
 
 function heading({ sae, latent, name, record }, d_sae) {
   const { to } = links;
-  const beside = (there, text, rel) => there < 0 || there >= d_sae ? h("span", { class: "quiet" }, text)
+  const beside = (there, text, rel) => there < 0 || there >= d_sae ? h("a", { role: "link", "aria-disabled": "true" }, text)
     : h("a", { href: to.latent(sae, there), rel }, text);
   return h("div", { class: "heading" },
     h("h1", {}, `Latent ${latent}`, name && [" ", h("span", { class: "name" }, name.label)],
@@ -62,21 +62,17 @@ export function copyLink() {
 }
 
 function scored(title, score) {
-  const value = typeof score === "number" ? score : score?.value;
-  if (typeof value !== "number") return null;
-  const parts = [value.toFixed(3)];
-  if (score.interval) parts.push(` (${score.interval.map(x => x.toFixed(3)).join(" to ")})`);
-  if (score.judgements) parts.push(h("span", { class: "quiet" }, ` ${count(score.judgements)} judgements`));
-  return [title, parts];
+  if (!score) return [title, null];
+  const { value, interval, judgements } = score;
+  return [title, [value.toFixed(3), interval && ` (${interval.map(x => x.toFixed(3)).join(" to ")})`,
+    h("span", { class: "quiet" }, ` ${counted(judgements, "judgement")}`)]];
 }
 
 function naming(name) {
-  const scores = name.scores ?? {};
-  const certainty = ["string", "number"].includes(typeof name.certainty) ? String(name.certainty) : null;
-  const entries = ["detection", "fuzzing", "intruder"].map(key => scored(key, scores[key])).filter(entry => entry);
+  const entries = ["detection", "fuzzing", "intruder"].map(key => scored(key, name.scores[key]));
   return h("div", { class: "card" },
     name.description && h("p", {}, name.description),
-    facts([["named by", name.model], ["certainty", certainty], ...entries]));
+    facts([["named by", name.model], ["certainty", String(name.certainty)], ...entries]));
 }
 
 const numbers = record => facts([

@@ -2,7 +2,7 @@
 // come into sight.
 
 import * as api from "./api.js";
-import { bar, count, debounce, facts, h, notice, quoted, say, share } from "./dom.js";
+import { bar, count, debounce, facts, h, notice, quoted, say, share, unnamed } from "./dom.js";
 import * as links from "./links.js";
 
 const ROW = 30, PAGE = 200, BEYOND = 8;
@@ -66,13 +66,13 @@ function filters(sae, query, grid) {
       grid.filter();
     },
   }, options.map(([value, text]) => h("option", { value, selected: query[key] === value }, text))));
-  const unnamed = sae.names === 0 ? { disabled: true, title: "04_name_latents has not named any latent yet" } : {};
+  const off = sae.names === 0 ? { disabled: true, title: "04_name_latents has not named any latent yet" } : {};
   return h("form", { class: "filters", submit: event => event.preventDefault(), autocomplete: "off" },
-    field("name", "Name", unnamed),
+    field("name", "Name", off),
     field("strongest", "Strongest token"),
     field("text", "Text in its sentences"),
     choice("dead", "Dead", [["any", "shown"], ["no", "hidden"], ["only", "only"]]),
-    choice("named", "Named", [["any", "any"], ["only", "with a name"], ["no", "without"]], unnamed),
+    choice("named", "Named", [["any", "any"], ["only", "with a name"], ["no", "without"]], off),
     grid.found);
 }
 
@@ -304,7 +304,7 @@ class Grid {
     else if (y + ROW > top + high) element.scrollTop = (y + ROW - high) / factor;
     this.draw();
     const data = this.rows.get(this.active)?.data;
-    if (data) say(`Latent ${data.latent}, ${data.label ?? "unnamed"}`);
+    if (data) say(`Latent ${data.latent}, ${data.label ?? unnamed().textContent}`);
   }
 
   openRow(index) {

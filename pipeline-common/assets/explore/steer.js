@@ -63,7 +63,7 @@ class Steer {
       this.changed();
     };
     return h("div", {},
-      h("label", { class: "block" }, "Text to continue", h("textarea", { rows: 3, value: state.text, maxlength: 16384, input, keydown: enter })),
+      h("label", { class: "block" }, "Text to continue", h("textarea", { rows: 3, value: state.text, input, keydown: enter })),
       write.form(state, this.changed));
   }
 
@@ -167,6 +167,7 @@ class Steer {
     const [file] = event.target.files;
     event.target.value = "";
     if (!file) return;
+    this.trouble.replaceChildren();
     try {
       last = opened(JSON.parse(await file.text()));
       links.show(links.to.steer());

@@ -83,7 +83,9 @@ export function runner({ label, make, use, signal: left }) {
     }
   }
   function busy(is) {
-    start.disabled = is;
+    // What is disabled loses the focus.
+    if (!is && document.activeElement === cancel) start.focus();
+    start.setAttribute("aria-disabled", String(is));
     cancel.disabled = !is;
   }
   function stopped(error) {
@@ -154,21 +156,23 @@ export class Continuation {
 
   close(event) {
     this.ended = event;
-    this.cut(event.text);
+    this.settle(event.text);
     const parts = [`${counted(event.tokens, "token")}; ${WHY[event.reason] ?? event.reason}`];
     if (event.mean_kl !== null) parts.push(`mean KL ${exact(event.mean_kl)} nats`);
     this.end.textContent = parts.join("; ");
   }
 
-  /// Takes away what a stop string has cut off: tokens go on behind it.
-  cut(text) {
+  /// Makes what is shown the whole text: tokens go on behind a stop string, which is cut off, and a
+  /// character that stays incomplete is in none of them.
+  settle(text) {
+    const all = [...this.text.querySelectorAll(".token")];
     let rest = text;
-    for (const token of this.text.querySelectorAll(".token")) {
-      const shown = token.textContent, kept = rest.slice(0, shown.length);
-      rest = rest.slice(shown.length);
-      if (kept === shown) continue;
-      if (kept) token.textContent = kept;
-      else token.remove();
+    for (const token of all) {
+      const length = token === all.at(-1) ? Infinity : token.textContent.length;
+      const own = rest.slice(0, length), cut = own === "" && token.textContent !== "";
+      rest = rest.slice(length);
+      if (cut) token.remove();
+      else if (own !== token.textContent) token.textContent = own;
     }
   }
 
