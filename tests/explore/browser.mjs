@@ -81,12 +81,15 @@ function unreadable(least) {
   return found;
 }
 
-/// Slows the page's line down.
+/// What slows the page's line down, and what makes the browser forget the files that it keeps.
 async function line(page) {
   const session = await page.context().newCDPSession(page);
   await session.send("Network.enable");
-  return (latency, throughput) => session.send("Network.emulateNetworkConditions",
-    { offline: false, latency, downloadThroughput: throughput, uploadThroughput: -1 });
+  return {
+    slow: (latency, throughput) => session.send("Network.emulateNetworkConditions",
+      { offline: false, latency, downloadThroughput: throughput, uploadThroughput: -1 }),
+    forget: () => session.send("Network.clearBrowserCache"),
+  };
 }
 
 async function browse(page) {
@@ -133,13 +136,17 @@ async function latent(page) {
 
 /// Ends of the row of latents, latents that are not there, and colours by hand.
 async function edges(page) {
-  const sae = decodeURIComponent(page.url().match(/#\/sae\/([^/]+)/)[1]);
-  await open(page, `#/sae/${sae}/latent/0`);
-  await heading(page, "Latent 0");
-  expect(await page.getByRole("link", { name: "Previous", disabled: true }).count() === 1, "nothing before the first latent");
-  expect(await page.getByRole("link", { name: "Next", disabled: false }).count() === 1, "a latent after the first");
+  const name = decodeURIComponent(page.url().match(/#\/sae\/([^/]+)/)[1]);
+  const { saes } = await page.evaluate(() => fetch("api/saes").then(answer => answer.json()));
+  const { sae, d_sae } = saes.find(one => one.sae === name);
+  const off = async link => await page.getByRole("link", { name: link, disabled: true }).count() === 1;
+  for (const [number, isFirst] of [[0, true], [1, null], [d_sae - 1, false]]) {
+    await open(page, `#/sae/${sae}/latent/${number}`);
+    await heading(page, `Latent ${number}`);
+    expect(await off("Previous") === (isFirst === true) && await off("Next") === (isFirst === false), `links to those beside latent ${number}`);
+  }
   missing = true;
-  await open(page, `#/sae/${sae}/latent/999999`);
+  await open(page, `#/sae/${sae}/latent/${d_sae}`);
   await page.locator("main .notice").waitFor();
   missing = false;
   const themes = [];
@@ -154,7 +161,7 @@ async function edges(page) {
 
 /// What one waits for most, over a line as an ssh tunnel may have it.
 async function distant(page) {
-  const slow = await line(page);
+  const { slow, forget } = await line(page);
   const took = async work => {
     const begun = Date.now();
     await work();
@@ -162,6 +169,7 @@ async function distant(page) {
   };
   await open(page, "#/latents");
   await page.locator(".space .row a").first().waitFor();
+  await forget();
   await slow(100, -1);
   const table = await took(async () => {
     await page.reload();
@@ -231,7 +239,8 @@ async function steer(page, number) {
   await page.keyboard.press("Enter");
   await page.locator(".changes .chip").first().waitFor();
   await changes(page, number);
-  const slow = await line(page);
+  // So slow that there is something left to cancel.
+  const { slow } = await line(page);
   await slow(0, 2000);
   await page.locator(".drawing [name=n]").fill("1000");
   await page.getByRole("button", { name: "Generate both" }).click();
@@ -273,11 +282,16 @@ const ended = page => page.waitForFunction(() => {
 }, null, { timeout: 60_000 });
 const texts = async page => (await page.locator(".continuation .text").allInnerTexts()).join("\n--\n");
 
+/// What "Save as JSON" gives.
+async function saved(page) {
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save as JSON" }).click()]);
+  return readFileSync(await download.path());
+}
+
 /// Saves, changes, and loads what was saved; files that are none change nothing.
 async function experiment(page, written) {
-  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save as JSON" }).click()]);
-  const saved = await download.path();
-  const { request, result } = JSON.parse(readFileSync(saved, "utf8"));
+  const file = await saved(page);
+  const { request, result } = JSON.parse(file);
   expect(result.complete && result.request.text === request.text && result.steered.tokens.length > 0, "the experiment in the file");
   const damaged = join(profile, "damaged.json"), field = page.locator("label.block textarea");
   await field.fill("Another text");
@@ -287,10 +301,36 @@ async function experiment(page, written) {
     await page.locator("main .notice", { hasText: "is no experiment" }).waitFor();
     expect(await field.inputValue() === "Another text", "a damaged file changes nothing");
   }
-  await page.locator("input[type=file]").setInputFiles({ name: "saved.json", mimeType: "application/json", buffer: readFileSync(saved) });
+  await page.locator("input[type=file]").setInputFiles({ name: "saved.json", mimeType: "application/json", buffer: file });
   await page.waitForFunction(text => document.querySelector("label.block textarea")?.value === text, request.text);
   await ended(page);
   expect(await texts(page) === written, "the continuations that were saved");
+}
+
+/// Generations that fail, and one that a stop string ends, as a server may tell them.
+async function endings(page) {
+  const field = page.locator("label.block textarea");
+  const token = text => ({ event: "token", side: "baseline", index: 0, id: 1, text, kl: null, logprob: -1 });
+  const told = async (events, said) => {
+    const body = events.map(event => `${JSON.stringify(event)}\n`).join("");
+    await page.route("**/api/generate", route => route.fulfill({ contentType: "application/x-ndjson", body }), { times: 1 });
+    await page.getByRole("button", { name: "Generate both" }).click();
+    await page.locator(".actions [role=status]", { hasText: said }).waitFor();
+  };
+  const start = { event: "start", model: "m", prompt: [], seed: 0, sides: ["baseline"], context: 256 };
+  const end = { event: "end", side: "baseline", reason: "stop", text: " one", tokens: 3, mean_kl: null };
+  const asked = JSON.parse(await saved(page)).result.request.text;
+  await field.fill("A text");
+  await told([{ event: "error", error: "It failed.", hint: null }], "It failed.");
+  expect(JSON.parse(await saved(page)).result.request.text === asked, "the outcome that is saved has its own request");
+  await told([start, token(" one")], "The connection ended");
+  const { result } = JSON.parse(await saved(page));
+  expect(!result.complete && result.request.text === "A text" && result.baseline.tokens.length === 1, "what came before the connection ended");
+  await told([start, token(" one"), token(" two"), token(" three"), end, { event: "done", seconds: 1 }], "3 tokens in");
+  expect(await page.locator(".continuation .text").first().textContent() === "A text one", "a text without the stop string");
+  await field.fill("ż".repeat(9000));
+  await page.getByRole("button", { name: "Generate both" }).click();
+  await page.locator(".actions [role=status]", { hasText: "The text has 18,000 bytes. At most 16,384 are read." }).waitFor();
 }
 
 async function permalink(context, page, written) {
@@ -324,6 +364,7 @@ async function main() {
     const written = await steer(page, number);
     await permalink(context, page, written);
     await experiment(page, written);
+    await endings(page);
     await distant(page);
   } finally {
     await context.close();
