@@ -234,10 +234,6 @@ async function steer(page, number) {
   await open(page, "#/steer");
   await heading(page, "Steer");
   await page.locator("label.block textarea").fill("Anna went to the market");
-  await page.getByRole("combobox", { name: "Add a latent" }).fill(number);
-  await page.locator("[role=option]").first().waitFor();
-  await page.keyboard.press("Enter");
-  await page.locator(".changes .chip").first().waitFor();
   await changes(page, number);
   // So slow that there is something left to cancel.
   const { slow } = await line(page);
@@ -257,21 +253,27 @@ async function steer(page, number) {
   return texts(page);
 }
 
-/// A latent of each SAE, one of them taken away again by the keyboard.
+/// A latent of each SAE, and of the first another, which is taken away again by the keyboard.
 async function changes(page, number) {
-  const names = await page.getByLabel("SAE to find it in").locator("option").allInnerTexts();
-  for (const name of names) {
-    await page.getByLabel("SAE to find it in").selectOption(name);
-    await page.getByRole("combobox", { name: "Add a latent" }).fill(number);
+  const field = page.getByRole("combobox", { name: "Add a latent" }), sae = page.getByLabel("SAE to find it in");
+  const names = await sae.locator("option").allInnerTexts();
+  const rows = page.locator(".changes > li:has(button)");
+  const remove = n => rows.nth(n).getByRole("button", { name: "Remove" }).press("Enter");
+  const focused = () => page.evaluate(() => document.activeElement.outerHTML);
+  const add = async name => {
+    await sae.selectOption(name);
+    await field.fill(number);
     await page.locator("[role=option]").first().waitFor();
     await page.keyboard.press("Enter");
-  }
-  const rows = page.locator(".changes > li");
+  };
+  await add(names[0]);
+  await remove(0);
+  expect((await focused()).includes("combobox"), "behind the last change the focus goes to where one adds");
+  for (const name of [names[0], ...names]) await add(name);
   expect(await rows.count() === names.length + 1, `changes of ${names} beside the first`);
   await rows.first().locator(".chip").last().click();
-  const focused = () => page.evaluate(() => document.activeElement.outerHTML);
   expect(/chip.*aria-pressed="true"/.test(await focused()), "the strength that was chosen keeps the focus");
-  await rows.nth(1).getByRole("button", { name: "Remove" }).press("Enter");
+  await remove(1);
   expect(await rows.count() === names.length, "a change less");
   expect((await focused()).includes("Remove latent"), "the focus goes on to the next change");
 }
