@@ -62,7 +62,7 @@ async function nearest(place, found, { of, pick, signal }) {
     row.mutual ? h("b", {}, "this latent") : [h("a", { href: links.to.latent(left, row.back.latent) }, String(row.back.latent)),
       ` (${row.back.cosine.toFixed(3)}) `, row.back.label],
   ];
-  place.append(table("Nearest latents", heads, all.map(cells), { class: "wide" }), h("div", { class: "split" }, one, other));
+  place.append(table("Nearest latents", heads, all.map(cells), { class: "wide near" }), h("div", { class: "split" }, one, other));
   const first = all.some(row => row.latent === pick) ? pick : all[0]?.latent;
   await Promise.all([side(one, of(left), latent, signal), first !== undefined && choose(first)]);
 }

@@ -3,7 +3,7 @@
 import { count, exact, h, hint, roving, short, stepped, svg } from "./dom.js";
 
 /// Of a drawing, in units that are about a pixel each.
-const WIDTH = 520, WIDE = 1040, LEFT = 44, RIGHT = 14, TOP = 8, BOTTOM = 24;
+const WIDTH = 520, WIDE = 1040, LEFT = 44, RIGHT = 14, TOP = 8, BOTTOM = 24, WIDEST = 36;
 
 const frame = (height, role, label, width = WIDTH) => svg("svg", { viewBox: `0 0 ${width} ${height}`, role, "aria-label": label });
 const tick = (x, y, text, anchor) => svg("text", { x, y, "text-anchor": anchor }, text);
@@ -33,7 +33,7 @@ function bars(drawing, heights, titles, { wide, bottom, width = WIDTH }) {
 /// Counts on a logarithmic axis; `ticks` are `[place between 0 and counts.length, text]`.
 function histogram(label, { counts, titles, ticks }, height = 170) {
   const most = Math.max(1, ...counts), bottom = height - BOTTOM;
-  const wide = Math.min(36, (WIDTH - LEFT - RIGHT) / Math.max(1, counts.length));
+  const wide = Math.min(WIDEST, (WIDTH - LEFT - RIGHT) / Math.max(1, counts.length));
   // One row is seen, too.
   const up = n => n === 0 ? 0 : (bottom - TOP) * (0.06 + 0.94 * Math.log(n) / Math.max(Math.log(2), Math.log(most)));
   const drawing = frame(height, "group", label);
@@ -75,7 +75,7 @@ export function densities({ from, step, counts }) {
 /// A small bar for each value, one beside the other; `unit` is what they are of, counted from 1.
 export function columns(label, unit, values, titles, height = 110) {
   const most = Math.max(...values, 1e-9), bottom = height - BOTTOM;
-  const wide = Math.min(18, (WIDE - LEFT - RIGHT) / Math.max(1, values.length));
+  const wide = Math.min(WIDEST, (WIDE - LEFT - RIGHT) / Math.max(1, values.length));
   const drawing = frame(height, "group", label, WIDE);
   for (const part of [0.5, 1]) {
     const y = bottom - (bottom - TOP) * part;
@@ -90,7 +90,8 @@ export function columns(label, unit, values, titles, height = 110) {
 
 function spread(values) {
   const low = Math.min(...values), high = Math.max(...values);
-  return low === high ? [low - Math.abs(low || 1) / 2, high + Math.abs(high || 1) / 2] : [low, high];
+  if (low !== high) return [low, high];
+  return low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
 }
 
 /// A curve; where the values are null it has a gap. Arrow keys and the pointer read it.

@@ -1,7 +1,7 @@
 // Runs of the store and where they come from; an SAE's curves and metadata.
 
 import * as api from "./api.js";
-import { bytes, count, facts, h, notice, share, short, table } from "./dom.js";
+import { bytes, count, counted, facts, h, notice, share, short, table } from "./dom.js";
 import { to } from "./links.js";
 import { curve, densities } from "./plots.js";
 
@@ -31,9 +31,9 @@ function ofCapture({ run_id, complete, meta }, trainings) {
     h("h2", {}, "Capture ", h("code", {}, run_id), !complete && [" ", h("span", { class: "tag" }, "not complete")]),
     facts([
       ["model", model && `${model.id}, revision ${model.revision}`],
-      ["dataset", dataset && `${dataset.source}, ${count(dataset.documents)} documents`],
+      ["dataset", dataset && `${dataset.source}, ${counted(dataset.documents, "document")}`],
       ["hooks", hooks?.map(hook => `${hook.name}${hook.alias ? ` (${hook.alias})` : ""}, ${hook.d_in} wide`).join("; ")],
-      ["rows", totals && `${count(totals.rows)} of ${count(totals.sentences)} sentences in ${count(totals.shards)} shards`],
+      ["rows", totals && `${count(totals.rows)} from ${counted(totals.sentences, "sentence")}, in ${counted(totals.shards, "shard")}`],
     ]),
     details("Configuration", meta.config),
     trainings.length > 0 ? trained(trainings)
@@ -106,8 +106,8 @@ function lineage(sae, capture) {
   const step = (title, name, more) => h("li", {}, h("span", { class: "quiet" }, title), h("b", {}, name), more && h("span", { class: "quiet" }, more));
   return h("ol", { class: "lineage", "aria-label": "Where it comes from" },
     step("Model", sae.model ?? "not known", capture?.model && `revision ${capture.model.revision}`),
-    step("Text", capture?.dataset?.source ?? "not known", capture?.dataset && `${count(capture.dataset.documents)} documents`),
-    step("Capture", sae.capture, capture ? capture.totals && `${count(capture.totals.rows)} rows` : "not in this store"),
+    step("Text", capture?.dataset?.source ?? "not known", capture?.dataset && counted(capture.dataset.documents, "document")),
+    step("Capture", sae.capture, capture ? capture.totals && counted(capture.totals.rows, "row") : "not in this store"),
     step("SAE", sae.sae, `${count(sae.d_sae)} latents`));
 }
 
