@@ -94,7 +94,7 @@ export class Changes {
     try {
       const { suggestions } = await api.strength(change.sae, change.latent, this.signal);
       chips.replaceChildren(...suggestions.map(one => this.chip(change, one, touch)));
-      if (sae.names > 0) change.label ??= (await api.latent(change.sae, change.latent, this.signal)).name?.label ?? null;
+      if (sae.names > 0 && sae.top_sentences) change.label ??= (await api.latent(change.sae, change.latent, this.signal)).name?.label ?? null;
       label.textContent = change.label ?? "";
     } catch (error) {
       if (!this.signal.aborted) chips.replaceChildren(h("span", { class: "bad" }, error.message));
