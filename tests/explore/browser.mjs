@@ -22,8 +22,8 @@ const ENDED = /^\d+ tokens?; /;
 const CONTRAST = 4.5;
 /// Milliseconds that one waits for a view on a line with 100 ms latency, on a machine that does other things, too.
 const DISTANT = 2000;
-/// Whether the browser may tell that something is missing.
-let missing = false;
+/// What the browser may tell meanwhile, because it is meant to happen.
+let meant = null;
 
 function expect(is, what) {
   if (!is) throw new Error(`expected: ${what}`);
@@ -31,7 +31,7 @@ function expect(is, what) {
 
 function watch(page) {
   page.on("console", message => {
-    if (!["error", "warning"].includes(message.type()) || missing && message.text().includes("404")) return;
+    if (!["error", "warning"].includes(message.type()) || meant && message.text().includes(meant)) return;
     troubles.push(`console: ${message.text()}`);
   });
   page.on("pageerror", error => troubles.push(`page: ${error.stack}`));
@@ -145,10 +145,10 @@ async function edges(page) {
     await heading(page, `Latent ${number}`);
     expect(await off("Previous") === (isFirst === true) && await off("Next") === (isFirst === false), `links to those beside latent ${number}`);
   }
-  missing = true;
+  meant = "404";
   await open(page, `#/sae/${sae}/latent/${d_sae}`);
   await page.locator("main .notice").waitFor();
-  missing = false;
+  meant = null;
   const themes = [];
   for (let n = 0; n < 3; n++) {
     await page.locator("#theme").click();
@@ -157,6 +157,26 @@ async function edges(page) {
   expect(themes.join() === "dark,light,auto", `three themes, not ${themes}`);
   await open(page, "#/latents");
   await heading(page, "Latents of");
+}
+
+/// The server is gone for a moment, then asks for its token.
+async function gone(page) {
+  const banner = page.locator("#banner");
+  const meets = async (answer, said) => {
+    await page.route("**/api/runs", answer);
+    await open(page, "#/runs");
+    await banner.getByText(said).waitFor();
+    await page.unroute("**/api/runs");
+    await banner.getByRole("button", { name: "Try again" }).click();
+    await heading(page, "Runs");
+    expect(await banner.isHidden(), `nothing more is said of "${said}"`);
+    await open(page, "#/latents");
+    await heading(page, "Latents of");
+  };
+  meant = "Failed to load resource";
+  await meets(route => route.abort(), "The server does not answer.");
+  await meets(route => route.fulfill({ status: 401, json: { error: "no token", hint: "open the address" } }), "The server asks for its token.");
+  meant = null;
 }
 
 /// What one waits for most, over a line as an ssh tunnel may have it.
@@ -359,6 +379,7 @@ async function main() {
     await browse(page);
     const number = await latent(page);
     await edges(page);
+    await gone(page);
     await search(page, process.env.WORD ?? "the");
     await runs(page);
     await compare(page);
