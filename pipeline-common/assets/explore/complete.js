@@ -220,7 +220,7 @@ class Complete {
       }
       if (event.event === "token") side.add(event);
       if (event.event === "end") side.close(event);
-      if (["end", "stopped"].includes(event.event)) keep.hidden = side.tokens.length === 0;
+      if (["end", "stopped"].includes(event.event)) keep.hidden = side.written === "";
     };
     const make = () => state.text ? { text: state.text, ...write.request(state), sae: [...state.saes][0] ?? null } : null;
     const { element } = write.runner({ label: "Continue the text", make, use, signal: this.signal });
