@@ -35,11 +35,50 @@ impl Candidates {
         }
         simd(
             #[inline(always)]
-            || self.scan(row, k, floor),
+            || self.scan(row, k, floor, 0.0),
         );
+        self.give(k, &mut keep)
+    }
+
+    /// The elements that may be among the up to `k` largest and greater than `floor`, each known up to
+    /// `slack`; all of them if that is not finite. Put exact values in their places, and
+    /// [`Self::largest`] gives what [`Self::top_k`] would have given.
+    #[inline(always)]
+    pub fn near_top_k(
+        &mut self,
+        row: &[f32],
+        k: usize,
+        (floor, slack): (f32, f32),
+    ) -> &mut [(f32, u32)] {
+        self.found.clear();
+        if k > 0 && slack.is_finite() {
+            self.scan(row, k, floor, slack);
+            if self.found.len() > k {
+                let (_, (smallest, _), _) = self.found.select_nth_unstable_by(k - 1, larger);
+                let least = *smallest - 2.0 * slack;
+                self.found.retain(|(value, _)| *value >= least);
+            }
+        } else if k > 0 {
+            self.found.extend(row.iter().copied().zip(0..));
+        }
+        &mut self.found
+    }
+
+    /// As [`Self::top_k`], of what [`Self::near_top_k`] has found.
+    pub fn largest(
+        &mut self,
+        k: usize,
+        floor: f32,
+        mut keep: impl FnMut(usize, u32, f32),
+    ) -> usize {
+        self.found.retain(|(value, _)| *value > floor);
+        self.give(k, &mut keep)
+    }
+
+    /// Gives the `k` largest of what is found.
+    fn give(&mut self, k: usize, keep: &mut impl FnMut(usize, u32, f32)) -> usize {
         if self.found.len() > k {
-            let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-            self.found.select_nth_unstable_by(k - 1, order);
+            self.found.select_nth_unstable_by(k - 1, larger);
             self.found.truncate(k);
         }
         self.found.sort_unstable_by_key(|(_, index)| *index);
@@ -49,11 +88,11 @@ impl Candidates {
         self.found.len()
     }
 
-    /// Collects what may be among the k largest. The row falls into groups, the lanes of a few
-    /// vectors each; the k-th largest of the groups' maxima is not above the k-th largest element,
-    /// and groups whose maximum is below it are not looked at again.
+    /// Collects what may be among the k largest, each known up to `slack`. The row falls into groups, the
+    /// lanes of a few vectors each; the k-th largest of the groups' maxima is not above the k-th largest
+    /// element, and groups whose maximum is below it are not looked at again.
     #[inline(always)]
-    fn scan(&mut self, row: &[f32], k: usize, floor: f32) {
+    fn scan(&mut self, row: &[f32], k: usize, floor: f32, slack: f32) {
         let Self { maxima: [maxima, order], found } = self;
         let vectors = (row.len() / (GROUPS * k)).clamp(1, CHUNK);
         let blocks = row.chunks_exact(vectors * LANES);
@@ -62,7 +101,8 @@ impl Candidates {
         for block in blocks.clone() {
             maxima.extend_from_slice(&lane_maxima(block));
         }
-        let bound = kth_largest(maxima, order, k);
+        let bound = kth_largest(maxima, order, k) - 2.0 * slack;
+        let floor = floor - slack;
         let wanted = |value: f32| value > floor && value >= bound;
         for ((n, block), maxima) in blocks.enumerate().zip(maxima.chunks_exact(LANES)) {
             for (lane, _) in maxima.iter().enumerate().filter(|(_, max)| wanted(**max)) {
@@ -78,6 +118,11 @@ impl Candidates {
             found.push((*value, (begin + i) as u32));
         }
     }
+}
+
+/// Larger ones first; of equal ones the first.
+fn larger(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
 /// The largest of every sixteenth element; NaN is never larger.

@@ -32,6 +32,19 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     low.iter().zip(&high).map(|(x, y)| x + y).sum()
 }
 
+/// Σ xᵢrᵢ of each of C rows as one chain of fused multiply-adds, from 0 in order: the bits that a product has.
+#[inline(always)]
+pub fn chains<const C: usize>(x: &[f32], rows: [&[f32]; C]) -> [f32; C] {
+    let rows = rows.map(|row| &row[..x.len()]);
+    let mut sums = [0.0_f32; C];
+    for (i, x) in x.iter().enumerate() {
+        for c in 0..C {
+            sums[c] = x.mul_add(rows[c][i], sums[c]);
+        }
+    }
+    sums
+}
+
 /// Σ aᵢ² in f64, in 16 interleaved partial sums.
 #[inline(always)]
 pub fn squared_norm(a: &[f32]) -> f64 {

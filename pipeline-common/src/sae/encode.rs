@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use candle_core::DType;
 
+use super::rough::Rough;
 use crate::kernels::{
     panels::{Panels, tile::COLUMNS},
     product::Write,
@@ -13,7 +14,7 @@ use crate::kernels::{
 };
 
 /// Pre-activations kept at a time, in elements: 16 MiB.
-const BLOCK_ELEMENTS: usize = 4 << 20;
+pub(super) const BLOCK_ELEMENTS: usize = 4 << 20;
 /// The same in bytes.
 pub const BLOCK_BYTES: usize = BLOCK_ELEMENTS * size_of::<f32>();
 /// Rows up to which the weights are read once as they are: laying them out would take as long as
@@ -61,13 +62,25 @@ pub struct Encoder {
     largest: Largest,
     /// Where the last batch's smallest kept activation suggests to look from.
     guess: f32,
+    /// In place of the weights where it is enough to know which latents may be active.
+    pub(super) rough: Option<Rough>,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
         let [panels, few] = [(); 2].map(|()| Panels::empty(DType::F32));
         let largest = Largest::default();
-        Self { d_in: 0, d_sae: 0, panels, few, known: None, block: vec![], largest, guess: 0.0 }
+        Self {
+            d_in: 0,
+            d_sae: 0,
+            panels,
+            few,
+            known: None,
+            block: vec![],
+            largest,
+            guess: 0.0,
+            rough: None,
+        }
     }
 }
 

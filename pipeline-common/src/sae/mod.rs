@@ -25,6 +25,7 @@ pub mod random;
 #[cfg(test)]
 mod recovery;
 pub mod resample;
+mod rough;
 pub mod row_norm;
 pub mod rows;
 pub mod schedule;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::{
     Parameters, RowNorm,
     encode::{Encoder, Magnitude, Shift},
+    rough::{Exact, Rough},
 };
 use crate::kernels::{
     product::{Matrix, Write, product},
@@ -93,8 +94,14 @@ impl Sae {
 
     /// The encoder, for [`Self::encode_with`]: laying out the weights costs as much as a few rows.
     pub fn encoder(&self) -> Encoder {
+        let p = &self.params;
         let mut encoder = Encoder::default();
-        encoder.load(&self.params.w_enc, self.params.d_in, DType::F32);
+        match self.activation {
+            Activation::TopK { k } if Rough::pays(k, p.d_sae) => {
+                encoder.rough = Some(Rough::new(&p.w_enc, p.d_in));
+            }
+            _ => encoder.load(&p.w_enc, p.d_in, DType::F32),
+        }
         encoder
     }
 
@@ -109,7 +116,13 @@ impl Sae {
         let mut out = SparseRows::default();
         let shift = Shift { b_enc: &p.b_enc, norms: None };
         match self.activation {
-            Activation::TopK { k } => encoder.top_k(input, shift, (k, 0.0), &mut out),
+            Activation::TopK { k } => match &mut encoder.rough {
+                Some(rough) => {
+                    let exact = Exact { w_enc: &p.w_enc, b_enc: &p.b_enc };
+                    rough.top_k(exact, input, (k, 0.0), &mut out);
+                }
+                None => encoder.top_k(input, shift, (k, 0.0), &mut out),
+            },
             Activation::JumpRelu => encoder.above(input, shift, &p.threshold, &mut out),
             Activation::Relu => encoder.above(input, shift, &vec![0.0; p.d_sae], &mut out),
             Activation::Gated => {

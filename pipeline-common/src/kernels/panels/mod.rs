@@ -344,6 +344,16 @@ impl Source<'_> {
 /// Numbers rounded by one task.
 const CHUNK: usize = 64 * 1024;
 
+/// A row rounded to bf16, as f32.
+pub fn rounded_to_bf16(x: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    simd(
+        #[inline(always)]
+        || out.iter_mut().zip(x).for_each(|(y, x)| *y = round(*x)),
+    );
+    out
+}
+
 /// x rounded to bf16, as f32.
 fn rounded(x: &[f32]) -> Vec<f32> {
     by_chunks(x.len(), CHUNK, |i, y| {
