@@ -90,27 +90,27 @@ impl Candidates {
 
     /// Collects what may be among the k largest, each known up to `slack`. The row falls into groups, the
     /// lanes of a few vectors each; the k-th largest of the groups' maxima is not above the k-th largest
-    /// element, and groups whose maximum is below it are not looked at again.
+    /// element, and nothing below it is collected.
     #[inline(always)]
     fn scan(&mut self, row: &[f32], k: usize, floor: f32, slack: f32) {
         let Self { maxima: [maxima, order], found } = self;
         let vectors = (row.len() / (GROUPS * k)).clamp(1, CHUNK);
-        let blocks = row.chunks_exact(vectors * LANES);
-        let rest = blocks.remainder();
         maxima.clear();
-        for block in blocks.clone() {
+        for block in row.chunks_exact(vectors * LANES) {
             maxima.extend_from_slice(&lane_maxima(block));
         }
         let bound = kth_largest(maxima, order, k) - 2.0 * slack;
         let floor = floor - slack;
-        let wanted = |value: f32| value > floor && value >= bound;
-        for ((n, block), maxima) in blocks.enumerate().zip(maxima.chunks_exact(LANES)) {
-            for (lane, _) in maxima.iter().enumerate().filter(|(_, max)| wanted(**max)) {
-                for (i, value) in block.iter().enumerate().skip(lane).step_by(LANES) {
-                    if wanted(*value) {
-                        found.push((*value, (n * vectors * LANES + i) as u32));
-                    }
-                }
+        let wanted = |value: f32| (value > floor) & (value >= bound);
+        let (whole, rest) = row.as_chunks::<LANES>();
+        for (n, vector) in whole.iter().enumerate() {
+            // Without a branch for each element, most of which are not wanted.
+            let bits = (0..LANES).map(|i| u32::from(wanted(vector[i])) << i);
+            let mut left = bits.fold(0, |all, bit| all | bit);
+            while left != 0 {
+                let i = left.trailing_zeros() as usize;
+                found.push((vector[i], (n * LANES + i) as u32));
+                left &= left - 1;
             }
         }
         let begin = row.len() - rest.len();

@@ -35,9 +35,18 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// Σ xᵢrᵢ of each of C rows as one chain of fused multiply-adds, from 0 in order: the bits that a product has.
 #[inline(always)]
 pub fn chains<const C: usize>(x: &[f32], rows: [&[f32]; C]) -> [f32; C] {
-    let rows = rows.map(|row| &row[..x.len()]);
     let mut sums = [0.0_f32; C];
-    for (i, x) in x.iter().enumerate() {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let blocks = rows.map(|row| &row.as_chunks::<LANES>().0[..whole.len()]);
+    for (b, x) in whole.iter().enumerate() {
+        let rows = blocks.map(|blocks| &blocks[b]);
+        for i in 0..LANES {
+            for c in 0..C {
+                sums[c] = x[i].mul_add(rows[c][i], sums[c]);
+            }
+        }
+    }
+    for (i, x) in (x.len() - rest.len()..).zip(rest) {
         for c in 0..C {
             sums[c] = x.mul_add(rows[c][i], sums[c]);
         }

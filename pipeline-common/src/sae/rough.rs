@@ -10,11 +10,11 @@ use rayon::prelude::*;
 
 use super::encode::BLOCK_ELEMENTS;
 use crate::kernels::{
-    panels::{Panels, rounded_to_bf16, tile},
+    panels::{Panels, round, tile},
     product::Write,
     sparse::{RowMut, SparseRows},
     topk::Candidates,
-    vector::{chains, simd, squared_norm},
+    vector::{chains, simd},
 };
 
 /// Of the numbers that `f32` has none in between.
@@ -135,12 +135,23 @@ impl Rough {
 
 /// Squared norms of a row, of what bf16 makes of it, and of the difference.
 fn norms(x: &[f32]) -> [f64; 3] {
-    let rounded = rounded_to_bf16(x);
-    let difference: Vec<f32> = x.iter().zip(&rounded).map(|(x, r)| x - r).collect();
+    const LANES: usize = 8;
+    let mut sums = [[0.0_f64; LANES]; 3];
     simd(
         #[inline(always)]
-        || [squared_norm(x), squared_norm(&rounded), squared_norm(&difference)],
-    )
+        || {
+            for x in x.chunks(LANES) {
+                for (lane, x) in x.iter().enumerate() {
+                    let rounded = round(*x);
+                    for (sums, part) in sums.iter_mut().zip([*x, rounded, x - rounded]) {
+                        let part = f64::from(part);
+                        sums[lane] = part.mul_add(part, sums[lane]);
+                    }
+                }
+            }
+        },
+    );
+    sums.map(|lanes| lanes.iter().sum())
 }
 
 #[cfg(test)]

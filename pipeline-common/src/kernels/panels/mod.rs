@@ -344,16 +344,6 @@ impl Source<'_> {
 /// Numbers rounded by one task.
 const CHUNK: usize = 64 * 1024;
 
-/// A row rounded to bf16, as f32.
-pub fn rounded_to_bf16(x: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    simd(
-        #[inline(always)]
-        || out.iter_mut().zip(x).for_each(|(y, x)| *y = round(*x)),
-    );
-    out
-}
-
 /// x rounded to bf16, as f32.
 fn rounded(x: &[f32]) -> Vec<f32> {
     by_chunks(x.len(), CHUNK, |i, y| {
@@ -367,7 +357,7 @@ fn rounded(x: &[f32]) -> Vec<f32> {
 
 /// To the nearest bf16, ties to even; not-a-number and the infinities stay what they are.
 #[inline(always)]
-fn round(x: f32) -> f32 {
+pub fn round(x: f32) -> f32 {
     let bits = x.to_bits();
     let up = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     f32::from_bits(if x.is_finite() { up } else { bits } & 0xffff_0000)
