@@ -4,6 +4,7 @@ mod activations;
 mod checkpoints;
 mod generation;
 mod interventions;
+mod lens;
 mod tokens;
 
 use std::{

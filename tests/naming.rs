@@ -450,7 +450,10 @@ fn results_that_are_gone_are_asked_for_again() {
         let place = Place::new(World::default());
         place.run(backend, "send");
         place.server.world().gone = true;
-        let (_, said) = place.run(backend, "retrieve");
+        let said = failed(&place.command(backend, "retrieve").output().unwrap(), 69);
+        assert!(said.contains("are not there") && said.contains("FORGET_BATCHES=1"), "{said}");
+        assert!(place.status().contains("batch batch0"), "a young batch is not given up");
+        let (_, said) = succeed(place.command(backend, "retrieve").env("FORGET_BATCHES", "1"));
         assert!(said.contains("no longer kept"), "{said}");
         assert!(place.status().contains("more under way or lost"), "it may have been charged");
         place.server.world().gone = false;
@@ -478,11 +481,45 @@ fn a_batch_that_cannot_be_looked_at_keeps_no_other_back() {
 }
 
 #[test]
+fn an_answer_that_was_cut_off_is_asked_for_once_more_with_more_room() {
+    let place = Place::new(World::default());
+    place.run_all("chat");
+    let paid = |place: &Place| place.server.world().paid.values().sum::<u32>();
+    let before = paid(&place);
+    place.run("chat", "send");
+    assert_eq!(paid(&place), before);
+    succeed(place.command("chat", "send").env("ANSWER_TOKENS", "2000"));
+    assert_eq!(
+        paid(&place),
+        before + 2,
+        "twice for the one that is garbled, nothing for the others"
+    );
+    succeed(place.command("chat", "send").env("ANSWER_TOKENS", "2000"));
+    assert_eq!(paid(&place), before + 2);
+}
+
+#[test]
+fn batches_of_another_server_are_left_alone() {
+    let place = Place::new(World::default());
+    place.run("openai", "send");
+    let other = Server::start(World { key: KEY.into(), ..World::default() });
+    let elsewhere = format!("{}/v1", other.address);
+    let mut command = place.command("openai", "retrieve");
+    let (_, said) = succeed(command.env("OPENAI_BASE_URL", elsewhere));
+    assert!(said.contains("is at another server"), "{said}");
+    assert!(other.world().calls.is_empty() && place.status().contains("batch batch0"));
+    place.run_all("openai");
+    place.assert_all_named();
+    place.assert_paid_once();
+}
+
+#[test]
 fn an_outage_gives_no_latent_up() {
     let place = Place::new(World::default());
     let path = "POST /deep/proxy/v1/chat/completions";
+    // Each gives up after as many requests in a row as one thread and four more, two calls each.
     for _ in 0..4 {
-        place.server.world().faults.extend([(path, Fault::Broken); 2]);
+        place.server.world().faults.extend([(path, Fault::Broken); 10]);
         let mut command = place.command("chat", "send");
         command.envs([("RETRIES", "1"), ("CONCURRENCY", "1")]);
         failed(&command.output().unwrap(), 69);
@@ -502,6 +539,10 @@ fn what_the_server_does_not_take_is_given_up_until_it_is_asked_for_again() {
         let mut command = place.command("chat", action);
         succeed(command.envs([("LATENTS", "3"), ("RETRY_FAILED", retry)]))
     };
+    place.server.world().faults.push_back((path, Fault::TooLong));
+    let output = place.command("chat", "send").env("LATENTS", "3").output().unwrap();
+    assert!(failed(&output, 69).contains("answered none"), "nothing says that it is this request");
+    succeed(place.command("chat", "send").env("LATENTS", "0"));
     for _ in 0..3 {
         place.server.world().faults.push_back((path, Fault::TooLong));
         run("send", "0");
@@ -514,7 +555,7 @@ fn what_the_server_does_not_take_is_given_up_until_it_is_asked_for_again() {
     run("send", "1");
     run("parse", "0");
     let named = read_names(place.names().parent().unwrap()).unwrap();
-    assert_eq!(named.keys().collect::<Vec<_>>(), [&3]);
+    assert_eq!(named.keys().collect::<Vec<_>>(), [&0, &3]);
 }
 
 #[test]

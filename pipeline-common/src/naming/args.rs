@@ -209,6 +209,11 @@ pub struct BackendArgs {
     #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub retry_failed: bool,
+    /// Give up batches that the provider does not know any more; their requests are asked, and may be paid,
+    /// again
+    #[arg(long, env, value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub forget_batches: bool,
     /// `retrieve` looks again for so many seconds while batches are under way
     #[arg(long, env, default_value_t = 0.0, value_name = "SECONDS", value_parser = seconds)]
     pub wait_seconds: f64,

@@ -12,7 +12,7 @@ use super::{
     http::CallError,
     job::{Job, Standing},
     ledger::{self, Asked, Event, Intent, Ledger, Progress},
-    provider::{Found, Outcome, Outgoing, Poll, Provider},
+    provider::{Found, Outgoing, Poll, Provider},
 };
 use crate::{
     slurm::Share,
@@ -21,6 +21,8 @@ use crate::{
 
 /// Bytes of requests in a batch: both providers take more.
 const LARGEST: usize = 64 << 20;
+/// Results that are older may have been thrown away: both providers keep them for four weeks at least.
+const RETENTION: Duration = Duration::from_secs(20 * 24 * 3600);
 /// How often a batch that is not found is looked for.
 const LOOK: Duration = Duration::from_secs(2);
 /// The shortest and the longest pause between two looks at batches.
@@ -94,6 +96,7 @@ fn submit(
         ledger.write(vec![Event::Intent {
             intent: name.clone(),
             backend: provider.backend,
+            server: provider.server.clone(),
             price: job.price,
             newest: prepared.newest.clone(),
             requests: round.asked.clone(),
@@ -143,7 +146,7 @@ fn name(asked: &[Asked]) -> String {
 /// Looks for every batch of this back end that may have been made, until each is found, or shows only later,
 /// or counts as never made.
 fn settle_all(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger) -> Result<()> {
-    let lost = |i: &Intent| i.batch.is_none() && i.backend == provider.backend;
+    let lost = |i: &Intent| i.batch.is_none() && is_of(i, provider);
     let intents = ledger.state().intents.iter().filter(|(_, intent)| lost(intent));
     let names: Vec<String> = intents.map(|(name, _)| name.clone()).collect();
     for name in names {
@@ -151,6 +154,11 @@ fn settle_all(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger) -> R
         settle(args, provider, ledger, &name)?;
     }
     Ok(())
+}
+
+/// Whether a batch is, or may be, at this server.
+fn is_of(intent: &Intent, provider: &Provider) -> bool {
+    (intent.backend, &intent.server) == (provider.backend, &provider.server)
 }
 
 fn settle(args: &BackendArgs, provider: &Provider, ledger: &mut Ledger, name: &str) -> Result<()> {
@@ -170,8 +178,8 @@ fn is_unsettled(
 ) -> Result<bool> {
     let Some(intent) = ledger.state().intents.get(name).cloned() else { return Ok(false) };
     // Looked at before the provider is asked, so that a batch made meanwhile is not missed.
-    let age = jiff::Timestamp::now().duration_since(intent.at);
-    let old = Duration::try_from(age).is_ok_and(|age| age >= args.settle());
+    // The call itself may have taken as long as calls may take.
+    let old = intent.age() >= args.settle() + args.limits().timeout;
     let found = provider.find(name, &intent, &|batch| ledger.knows(batch))?;
     let intent = name.to_owned();
     match found {
@@ -210,18 +218,15 @@ pub(super) fn retrieve(
     loop {
         let mut open = 0;
         let mut failures = Vec::new();
-        for other in ledger::shares(dir)? {
+        for other in ledger::with_batches(dir)? {
             let strange = other.count != share.count && share.index == 0;
             if other == share || strange {
                 let mut ledger = Ledger::open(dir, other)?;
                 open += fetch((context, args), &mut providers, &mut ledger, &mut failures)?;
             }
         }
-        if let Some(failure) = failures.into_iter().next() {
-            return Err(failure);
-        }
         if open == 0 {
-            return Ok(());
+            return failures.into_iter().next().map_or(Ok(()), Err);
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -243,14 +248,24 @@ fn fetch(
     failures: &mut Vec<Failure>,
 ) -> Result<usize> {
     let mut open = 0;
-    let names: Vec<(String, Backend)> =
-        ledger.state().intents.iter().map(|(n, i)| (n.clone(), i.backend)).collect();
-    for (name, backend) in names {
+    let intents: Vec<(String, Intent)> =
+        ledger.state().intents.iter().map(|(n, i)| (n.clone(), i.clone())).collect();
+    for (name, intent) in intents {
         context.leave_if_asked("batches stay under way")?;
-        let provider = &*match providers.entry(backend) {
+        let provider = match providers.entry(intent.backend) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(Provider::new(context, args, backend)?),
+            Entry::Vacant(place) => match Provider::new(context, args, intent.backend) {
+                Ok(provider) => place.insert(provider),
+                Err(failure) => {
+                    failures.push(failure);
+                    continue;
+                }
+            },
         };
+        if !is_of(&intent, provider) {
+            tracing::warn!("batch {name} is at another server than the base URL that is set now");
+            continue;
+        }
         match fetch_batch(args, provider, ledger, &name) {
             Err(failure) if failure.kind == Kind::Stopped => return Err(failure),
             Err(failure) => {
@@ -276,7 +291,12 @@ fn fetch_batch(
     }
     let Some(batch) = batch(ledger) else { return Ok(()) };
     match provider.poll(&batch)? {
-        Poll::Ended => collect(provider, ledger, name, &batch),
+        Poll::Ended => collect(args, provider, ledger, (name, &batch)),
+        Poll::Unknown if args.forget_batches => lose(ledger, name, &batch),
+        Poll::Unknown => Err(Failure::unavailable(format!("the provider knows no batch {batch}"))
+            .hint(
+                "check key and base URL; FORGET_BATCHES=1 gives it up and asks again, at a price",
+            )),
         Poll::UnderWay { done, total } => {
             tracing::info!("batch {batch}: {done} of {total} requests done");
             Ok(())
@@ -288,14 +308,20 @@ fn fetch_batch(
 ///
 /// # Errors
 /// A batch that the provider did not take, once that is recorded.
-fn collect(provider: &Provider, ledger: &mut Ledger, name: &str, batch: &str) -> Result<()> {
+fn collect(
+    args: &BackendArgs,
+    provider: &Provider,
+    ledger: &mut Ledger,
+    (name, batch): (&str, &str),
+) -> Result<()> {
     let Some(intent) = ledger.state().intents.get(name).cloned() else { return Ok(()) };
     let Some(results) = provider.results(batch)? else {
-        return lose(ledger, name, batch, intent.ids);
-    };
-    let not_taken = match &results.rest {
-        Outcome::NotTaken(why) => Some(why.clone()),
-        _ => None,
+        if intent.age() > RETENTION || args.forget_batches {
+            return lose(ledger, name, batch);
+        }
+        let what = format!("the results of batch {batch} are not there");
+        return Err(Failure::unavailable(what)
+            .hint("try again; FORGET_BATCHES=1 gives them up and asks again, at a price"));
     };
     let mut by_id: HashMap<String, _> = results.by_id.into_iter().collect();
     let mut events = Vec::new();
@@ -318,14 +344,15 @@ fn collect(provider: &Provider, ledger: &mut Ledger, name: &str, batch: &str) ->
     }
     events.push(Event::Ended { intent: name.to_owned() });
     ledger.write(events)?;
-    not_taken.map_or(Ok(()), |why| {
-        Err(Failure::unavailable(format!("the provider did not take batch {batch}: {why}"))
-            .hint("its requests are open again: mend the cause, then `send`"))
+    results.trouble.map_or(Ok(()), |why| {
+        Err(Failure::unavailable(format!("batch {batch} came to nothing: {why}"))
+            .hint("what it left open can be sent again: mend the cause, then `send`"))
     })
 }
 
 /// Records that the results of a batch are gone, though they may have been charged.
-fn lose(ledger: &mut Ledger, name: &str, batch: &str, ids: Vec<String>) -> Result<()> {
+fn lose(ledger: &mut Ledger, name: &str, batch: &str) -> Result<()> {
+    let ids = ledger.state().intents.get(name).map(|i| i.ids.clone()).unwrap_or_default();
     tracing::warn!("the results of batch {batch} are no longer kept: its requests are open again");
     let held =
         |id: &String| ledger.state().requests.get(id).is_some_and(|r| r.progress == Progress::Held);

@@ -21,9 +21,11 @@ use crate::stage::{Failure, Kind, Result};
 /// Questions as they are made.
 pub(super) type Questions<'a> = &'a mut (dyn Iterator<Item = Result<Question>> + Send);
 
-/// Requests lost in a row, beyond those that may be under way together, that end the stage: something is wrong
+/// Requests in vain in a row, beyond those that may be under way together, that end the stage: something is wrong
 /// with the server and not with a request.
 const IN_A_ROW: usize = 4;
+/// Times that a request is repeated of which nobody knows whether it was answered.
+const UNSURE: u32 = 2;
 /// How often a worker that has no money left looks whether others' answers were cheaper than feared.
 const TICK: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -34,9 +36,9 @@ struct Shared<'a> {
     ledger: Mutex<&'a mut Ledger>,
     questions: Mutex<Questions<'a>>,
     under_way: AtomicUsize,
-    /// Requests lost since the last answer. Only an answer tells that the requests, not the server, are at
-    /// fault.
-    lost: Mutex<Vec<Event>>,
+    /// Requests asked in vain since the last answer. Only an answer tells that the requests, not the server,
+    /// are at fault.
+    vain: Mutex<Vec<Event>>,
     sent: AtomicU64,
     /// Whether what is left of the sum does not suffice.
     short: AtomicBool,
@@ -59,7 +61,7 @@ pub(super) fn send(
         ledger: Mutex::new(ledger),
         questions: Mutex::new(questions),
         under_way: AtomicUsize::new(0),
-        lost: Mutex::default(),
+        vain: Mutex::default(),
         sent: AtomicU64::new(0),
         short: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -72,12 +74,19 @@ pub(super) fn send(
             }
         }
     });
-    let Shared { sent, short, failure, lost, .. } = shared;
+    let Shared { sent, short, failure, vain, .. } = shared;
     let sent = sent.into_inner();
     if let Some(failure) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(failure);
     }
-    ledger.write(lost.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+    let vain = vain.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !vain.is_empty() && !ledger.state().has_answers() {
+        let what = format!("the server has answered none of {} requests", vain.len());
+        return Err(
+            Failure::unavailable(what).hint("check NAMING_MODEL, STRUCTURED and the server")
+        );
+    }
+    ledger.write(vain)?;
     if short.into_inner() { Err(over_budget(ledger, sent)) } else { Ok(sent) }
 }
 
@@ -158,7 +167,15 @@ impl Shared<'_> {
             self.under_way.fetch_sub(1, Ordering::SeqCst);
             recorded?;
             let Err(error) = answer else { return Ok(true) };
-            if let Err(failure) = self.provider.http.pause("ask the model", &error, tried) {
+            // What was perhaps answered and charged is not asked for again and again, unless it is free.
+            let unsure = error.status.is_none() && error.may_be_done();
+            let tried_enough = unsure && !self.job.price.is_free() && tried >= UNSURE;
+            let next = if tried_enough {
+                Err(error.failure("ask the model"))
+            } else {
+                self.provider.http.pause("ask the model", &error, tried)
+            };
+            if let Err(failure) = next {
                 self.give_up(&asked, &error, failure)?;
                 return Ok(true);
             }
@@ -200,30 +217,24 @@ impl Shared<'_> {
         let events = match answer {
             Ok(outcome) => {
                 let answered = event(asked, outcome.clone(), self.job.price);
-                std::mem::take(&mut *lock(&self.lost)).into_iter().chain([answered]).collect()
+                std::mem::take(&mut *lock(&self.vain)).into_iter().chain([answered]).collect()
             }
             Err(error) if error.may_be_done() => return Ok(()),
-            Err(error) => {
-                let (id, why) = (asked.id.clone(), error.why.clone());
-                let refused = error.is_about_request();
-                vec![if refused { Event::Failed { id, why } } else { Event::NotTaken { id, why } }]
-            }
+            Err(error) => vec![Event::NotTaken { id: asked.id.clone(), why: error.why.clone() }],
         };
         lock(&self.ledger).write(events)
     }
 
     /// Leaves a request alone whose repeats are used up, unless that is no request's fault.
     fn give_up(&self, asked: &Asked, error: &CallError, failure: Failure) -> Result<()> {
-        let silent = error.status.is_none() && error.connected;
-        if failure.kind == Kind::Stopped || !(silent || error.is_about_request()) {
+        let perhaps_its_own = error.is_about_request() || error.may_be_done();
+        if failure.kind == Kind::Stopped || !perhaps_its_own {
             return Err(failure);
         }
-        if silent {
-            let mut lost = lock(&self.lost);
-            lost.push(Event::Lost { id: asked.id.clone(), why: error.why.clone() });
-            if lost.len() >= IN_A_ROW + usize::from(self.job.backend.concurrency) {
-                return Err(failure);
-            }
+        let mut vain = lock(&self.vain);
+        vain.push(Event::Lost { id: asked.id.clone(), why: error.why.clone() });
+        if vain.len() >= IN_A_ROW + usize::from(self.job.backend.concurrency) {
+            return Err(failure);
         }
         tracing::warn!("latent {} is left for later: {}", asked.latent, error.why);
         Ok(())

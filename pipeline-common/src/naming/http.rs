@@ -46,7 +46,12 @@ impl CallError {
 
     /// Whether the server may have done what it was asked for.
     pub fn may_be_done(&self) -> bool {
-        self.connected && self.status.is_none_or(|s| s >= 500)
+        self.connected && self.status.is_none_or(|s| matches!(s, 408 | 409) || s >= 500)
+    }
+
+    /// Whether the server has no such thing.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.status, Some(404 | 410))
     }
 
     /// Whether it is this one request that the server does not take, and not any.
@@ -195,13 +200,36 @@ impl Http {
         doing: &str,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<serde_json::Value> {
+        let found = self.json_unless(|_| false, doing, request)?;
+        found.ok_or_else(|| Failure::unavailable(format!("cannot {doing}")))
+    }
+
+    /// As [`Self::json`]; none if there is no such thing.
+    ///
+    /// # Errors
+    /// As [`Self::json`].
+    pub fn json_if_there(
+        &self,
+        doing: &str,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<Option<serde_json::Value>> {
+        self.json_unless(CallError::is_missing, doing, request)
+    }
+
+    fn json_unless(
+        &self,
+        none: impl Fn(&CallError) -> bool,
+        doing: &str,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<Option<serde_json::Value>> {
         let mut tried = 0;
         loop {
             let error = match self.once(request(), SMALL) {
                 Ok(body) => match serde_json::from_slice(&body) {
-                    Ok(value) => return Ok(value),
+                    Ok(value) => return Ok(Some(value)),
                     Err(_) => CallError::strange(&format!("not JSON: {}", self.said(&body))),
                 },
+                Err(error) if none(&error) => return Ok(None),
                 Err(error) => error,
             };
             self.pause(doing, &error, tried)?;

@@ -35,6 +35,8 @@ pub(super) struct Job<'a> {
     pub price: Price,
     pub backend: &'a BackendArgs,
     pub cost: &'a CostArgs,
+    /// Whether what was given up is open.
+    pub retry_failed: bool,
 }
 
 /// Where a question is.
@@ -93,12 +95,13 @@ impl Job<'_> {
         question: &Question,
         known: impl Fn(&str) -> Option<&'r Request>,
     ) -> Standing {
-        for attempt in 0..ATTEMPTS {
+        let mut unreadable = 0;
+        for attempt in 0.. {
             let Some(request) = known(&question.id(&self.asking, attempt)) else {
                 return Standing::Open(attempt);
             };
             match &request.progress {
-                Progress::Open if request.is_given_up() && !self.backend.retry_failed => {
+                Progress::Open if request.is_given_up() && !self.retry_failed => {
                     return Standing::Vain;
                 }
                 Progress::Open => return Standing::Open(attempt),
@@ -107,7 +110,14 @@ impl Job<'_> {
                 Progress::Answered { text, .. } if answer::is_readable(question, text) => {
                     return Standing::Answered { text: text.clone() };
                 }
-                Progress::Answered { .. } => {}
+                // One that had less room is asked once more.
+                Progress::Answered { .. } => {
+                    let same = request.asked.answer_tokens >= self.asking.answer_tokens;
+                    unreadable += u32::from(same);
+                }
+            }
+            if unreadable == ATTEMPTS {
+                break;
             }
         }
         Standing::Vain
@@ -121,6 +131,7 @@ impl Job<'_> {
             kind: question.kind,
             part: question.part,
             attempt,
+            answer_tokens: self.asking.answer_tokens,
             at_most: self.price.at_most(question, &self.asking),
         }
     }

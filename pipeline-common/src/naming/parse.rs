@@ -153,6 +153,7 @@ mod tests {
                     kind: Kind::Explain,
                     part: 0,
                     attempt,
+                    answer_tokens: 9,
                     at_most: 0.0,
                 };
                 ledger.write(vec![Event::Sent { request }]).unwrap();

@@ -55,6 +55,11 @@ impl Price {
         Some(Self { input: input * share, output: output * share })
     }
 
+    /// Whether nothing costs anything.
+    pub fn is_free(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What tokens cost.
     pub fn of(&self, usage: Usage) -> f64 {
         self.dollars(usage.input as f64, usage.output as f64)

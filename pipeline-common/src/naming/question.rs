@@ -99,13 +99,11 @@ pub(super) struct Asking {
     pub model: String,
     /// Tokens that an answer may have.
     pub answer_tokens: u32,
-    /// Whether the server is told the answer's schema.
-    pub structured: bool,
 }
 
 impl Question {
-    /// What tells this question from all others: all that decides the answer. `attempt` counts the
-    /// times that an answer could not be read.
+    /// What tells this question from all others: model and prompt. `attempt` counts the times that an answer
+    /// could not be read.
     pub fn id(&self, asking: &Asking, attempt: u32) -> String {
         let what = json!([
             self.kind,
@@ -113,11 +111,8 @@ impl Question {
             self.part,
             attempt,
             asking.model,
-            asking.answer_tokens,
-            asking.structured,
             self.system,
             self.user,
-            self.schema(),
         ]);
         blake3::hash(what.to_string().as_bytes()).to_hex()[..32].to_owned()
     }
@@ -408,7 +403,7 @@ mod tests {
     #[test]
     fn equal_questions_have_one_id_and_others_another() {
         let examples = Examples { positive: vec![example(&["a"], &[1])], negative: vec![] };
-        let asking = Asking { model: "m".into(), answer_tokens: 10, structured: true };
+        let asking = Asking { model: "m".into(), answer_tokens: 10 };
         let question = Question::explain(1, &examples);
         let id = question.id(&asking, 0);
         assert_eq!(id, Question::explain(1, &examples).id(&asking, 0));

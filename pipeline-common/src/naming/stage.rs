@@ -151,11 +151,7 @@ impl NameLatents {
         let model = self.backend.model()?;
         let price = self.cost.price_or_free(model, self.backend.backend)?;
         let latents = Job::own(self.choice.chosen(&data)?, share(context)?);
-        let asking = Asking {
-            model: model.to_owned(),
-            answer_tokens: self.backend.answer_tokens,
-            structured: self.backend.structured,
-        };
+        let asking = Asking { model: model.to_owned(), answer_tokens: self.backend.answer_tokens };
         Ok(Job {
             context,
             dir: run.join(names::DIRECTORY),
@@ -165,6 +161,7 @@ impl NameLatents {
             price,
             backend: &self.backend,
             cost: &self.cost,
+            retry_failed: self.backend.retry_failed,
         })
     }
 
@@ -244,7 +241,7 @@ impl NameLatents {
     }
 
     fn score(&self, context: &Context) -> Result<()> {
-        let job = self.job(context)?;
+        let mut job = self.job(context)?;
         let share = share(context)?;
         let kinds = self.choice.judgements();
         let names = names::read(&job.dir)?;
@@ -256,15 +253,21 @@ impl NameLatents {
                 Failure::input(what).hint("`parse` writes it anew; is the ledger this SAE's?")
             );
         }
+        let unnamed = names::read_unnamed(&job.dir)?;
+        if job.latents.iter().all(|latent| unnamed.contains_key(latent)) {
+            tracing::info!("none of the {} latents has a name to judge", job.latents.len());
+            return Ok(());
+        }
         if names.is_empty() {
             return Err(Failure::input("there are no names to judge")
                 .hint("`send`, for batches `retrieve`, and `parse` make them"));
         }
         let mut ledger = Ledger::open(&job.dir, share)?;
-        self.ask(&job, share, &mut ledger, |latent| match names.get(&latent) {
+        let asked = self.ask(&job, share, &mut ledger, |latent| match names.get(&latent) {
             Some(name) => job.judge(name, &kinds),
             None => Ok(Vec::new()),
-        })?;
+        });
+        job.retry_failed = false;
         let own: Vec<&NameRecord> = job.latents.iter().filter_map(|l| names.get(l)).collect();
         let (scores, open) = score::scores(&job, &own, &kinds, |id| ledger.request(id))?;
         let table = parse::change(&job.dir, |now| {
@@ -279,6 +282,7 @@ impl NameLatents {
             score::table(&job.dir, now, |latent| job.data.density(latent as usize))
         })?;
         context.print(&table);
+        asked?;
         if open > 0 {
             return Err(Failure::stopped(format!("{open} judgements are to come"))
                 .hint("`retrieve` what is under way, then `score` again"));

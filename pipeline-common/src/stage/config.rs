@@ -62,6 +62,7 @@ pub const VARIABLES: &[&str] = &[
     "EXPORT_TOKENS",
     "F16_OVERFLOW",
     "FAST",
+    "FORGET_BATCHES",
     "FROM_RUNS",
     "GATED_FORM",
     "HF_DATASET",

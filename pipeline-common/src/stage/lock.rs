@@ -24,13 +24,17 @@ impl Lock {
     /// the work done or the lock free; an unavailable file system.
     pub fn take(path: &Path, what: &str) -> Result<Self> {
         let file = open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::stopped(format!("another process works on {what}")))
-            }
-            Err(TryLockError::Error(e)) => Err(no_locks(path, &e)),
-        }
+        file.try_lock().map_err(|e| taken(path, what, e))?;
+        Ok(Self { _file: file })
+    }
+
+    /// Whether nobody holds the lock at `path`, whose directory exists; those who look do not disturb one
+    /// another.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn must_be_free(path: &Path, what: &str) -> Result<()> {
+        open(path)?.try_lock_shared().map_err(|e| taken(path, what, e))
     }
 
     /// Waits for the lock at `path`, whose directory exists: for files that several workers write
@@ -49,6 +53,13 @@ fn open(path: &Path) -> Result<File> {
     Ok(fs_err::File::create(path)?.into_parts().0)
 }
 
+fn taken(path: &Path, what: &str, error: TryLockError) -> Failure {
+    match error {
+        TryLockError::WouldBlock => Failure::stopped(format!("another process works on {what}")),
+        TryLockError::Error(e) => no_locks(path, &e),
+    }
+}
+
 fn no_locks(path: &Path, error: &std::io::Error) -> Failure {
     Failure::unavailable(format!("cannot lock `{}`: {error}", path.display()))
         .hint("the file system must allow flock (Lustre: mount with flock or localflock), or put STORE_DIR elsewhere")
@@ -65,7 +76,9 @@ mod tests {
         let path = dir.path().join("lock");
         let first = Lock::take(&path, "x").unwrap();
         assert_eq!(Lock::take(&path, "x").unwrap_err().kind, Kind::Stopped);
+        assert_eq!(Lock::must_be_free(&path, "x").unwrap_err().kind, Kind::Stopped);
         drop(first);
+        Lock::must_be_free(&path, "x").unwrap();
         Lock::take(&path, "x").unwrap();
     }
 }

@@ -10,8 +10,9 @@
 //!   requests; once one has ended, the ids of its results decide. Until then the requests are held back. A batch
 //!   that is not found counts as never made only some time (SETTLE) after the intent.
 //! * **single request**: whether it was answered cannot be told. It is sent again under the same
-//!   `Idempotency-Key`; servers that know the header charge once, for others up to CONCURRENCY answers are
-//!   paid twice. What they may have cost stays part of the sum that MAX_COST limits.
+//!   `Idempotency-Key`; servers that know the header charge once, others may charge again: after a crash for
+//!   up to CONCURRENCY answers, and where no answer came for up to three times of a request. What they may have
+//!   cost stays part of the sum that MAX_COST limits.
 //!
 //! Each worker has a ledger of its own, `ledger-<worker>-of-<workers>.jsonl`, under a lock; all are read. Workers
 //! of an array of another size are refused, since two of them could have the same latent.
@@ -76,13 +77,16 @@ impl Ledger {
         };
         let mut others = Vec::new();
         for (other, path) in ledgers(dir)? {
+            if other.count != share.count {
+                // Before it is read: its last answers are there.
+                Lock::must_be_free(&dir.join(lock_name(other)), "the names of this training")?;
+            }
             let state = read(&path)?;
             if other == share {
                 ledger.state = state;
                 continue;
             }
             if other.count != share.count {
-                Lock::take(&dir.join(lock_name(other)), "the names of this training")?;
                 ledger.elsewhere += state.committed();
             }
             ledger.batches.extend(state.batches);
@@ -144,12 +148,18 @@ pub(super) fn all(dir: &Path) -> Result<Vec<State>> {
     ledgers(dir)?.into_iter().map(|(_, path)| read(&path)).collect()
 }
 
-/// The workers that have a ledger in `names/`.
+/// The workers with batches that are not over.
 ///
 /// # Errors
-/// Any I/O error.
-pub(super) fn shares(dir: &Path) -> Result<Vec<Share>> {
-    Ok(ledgers(dir)?.into_iter().map(|(share, _)| share).collect())
+/// A damaged ledger.
+pub(super) fn with_batches(dir: &Path) -> Result<Vec<Share>> {
+    let mut found = Vec::new();
+    for (share, path) in ledgers(dir)? {
+        if !read(&path)?.intents.is_empty() {
+            found.push(share);
+        }
+    }
+    Ok(found)
 }
 
 fn ledger_name(share: Share) -> String {

@@ -1,6 +1,9 @@
 //! What lines of a ledger say, and what they come to.
 
-use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,9 @@ pub(in crate::naming) struct Asked {
     pub part: u32,
     /// How many answers to the same question could not be read.
     pub attempt: u32,
+    /// Tokens that the answer may have.
+    #[serde(default)]
+    pub answer_tokens: u32,
     /// What it costs at most, estimated.
     pub at_most: f64,
 }
@@ -42,6 +48,8 @@ pub(in crate::naming) enum Event {
     Intent {
         intent: String,
         backend: Backend,
+        /// Tells the server from others.
+        server: String,
         price: Price,
         newest: Option<String>,
         requests: Vec<Asked>,
@@ -62,8 +70,8 @@ pub(in crate::naming) enum Event {
     Refused { id: String, said: String, usage: Usage, cost: f64 },
     /// The request failed at the provider's; nothing is charged.
     Failed { id: String, why: String },
-    /// No answer came although it was sent again and again, or the answer is no longer to be had; it may have
-    /// been charged.
+    /// No answer came although it was sent again and again, or the answer is no longer to be had: a failure,
+    /// which may have been charged unless the server said that it did not take it.
     Lost { id: String, why: String },
     /// The batch ended before the request's turn; nothing is charged.
     Expired { id: String },
@@ -154,6 +162,7 @@ pub(in crate::naming) fn merged(
 pub(in crate::naming) struct Intent {
     pub at: jiff::Timestamp,
     pub backend: Backend,
+    pub server: String,
     pub price: Price,
     pub newest: Option<String>,
     pub ids: Vec<String>,
@@ -175,14 +184,30 @@ pub(in crate::naming) struct State {
     pub unasked: BTreeMap<u32, String>,
 }
 
+impl Intent {
+    /// How long ago it was written down.
+    pub fn age(&self) -> Duration {
+        let age = jiff::Timestamp::now().duration_since(self.at);
+        Duration::try_from(age).unwrap_or_default()
+    }
+}
+
 impl State {
+    /// Whether anything was ever answered.
+    pub fn has_answers(&self) -> bool {
+        let answered = |r: &Request| {
+            matches!(r.progress, Progress::Answered { .. } | Progress::Refused { .. })
+        };
+        self.requests.values().any(answered)
+    }
+
     pub(super) fn apply(&mut self, Line { at, event }: Line) {
         match event {
             Event::Began { .. } => {}
-            Event::Intent { intent, backend, price, newest, requests } => {
+            Event::Intent { intent, backend, server, price, newest, requests } => {
                 let ids = requests.iter().map(|r| r.id.clone()).collect();
                 requests.into_iter().for_each(|asked| self.ask(asked, Progress::Held));
-                let made = Intent { at, backend, price, newest, ids, batch: None };
+                let made = Intent { at, backend, server, price, newest, ids, batch: None };
                 self.intents.insert(intent, made);
             }
             Event::Submitted { intent, batch } => {

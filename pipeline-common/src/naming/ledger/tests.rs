@@ -5,7 +5,15 @@ use crate::{
 };
 
 fn asked(id: &str) -> Asked {
-    Asked { id: id.into(), latent: 1, kind: Kind::Explain, part: 0, attempt: 0, at_most: 1.0 }
+    Asked {
+        id: id.into(),
+        latent: 1,
+        kind: Kind::Explain,
+        part: 0,
+        attempt: 0,
+        answer_tokens: 9,
+        at_most: 1.0,
+    }
 }
 
 fn answered(id: &str) -> Event {
@@ -22,6 +30,7 @@ fn intent(name: &str, ids: &[&str]) -> Event {
     Event::Intent {
         intent: name.into(),
         backend: Backend::Openai,
+        server: "s".into(),
         price: Price::default(),
         newest: None,
         requests: ids.iter().map(|id| asked(id)).collect(),

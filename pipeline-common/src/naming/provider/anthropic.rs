@@ -20,6 +20,8 @@ pub(super) const BATCHES: &str = "/v1/messages/batches";
 const VERSION: &str = "2023-06-01";
 /// The tool through which structured answers come: models of all generations can be made to use one.
 const TOOL: &str = "answer";
+/// Errors that are the provider's own.
+const TROUBLES: [&str; 4] = ["api_error", "overloaded_error", "rate_limit_error", "timeout_error"];
 
 pub(super) fn headers(key: Option<&str>) -> Vec<(&'static str, String)> {
     let version = [("anthropic-version", VERSION.to_owned())];
@@ -77,8 +79,11 @@ pub(super) fn find(
             undecided = true;
             return Ok(None);
         }
-        let found = results(http, &id)?.map(|results| results.by_id).unwrap_or_default();
-        let ours = found.iter().any(|(id, _)| intent.ids.contains(id));
+        let Some(found) = results(http, &id)? else {
+            undecided = true;
+            return Ok(None);
+        };
+        let ours = found.by_id.iter().any(|(id, _)| intent.ids.contains(id));
         Ok(ours.then_some(Found::Batch(id)))
     })?;
     Ok(match found {
@@ -112,17 +117,25 @@ pub(super) fn results(http: &Http, batch: &str) -> Result<Option<Results>> {
     };
     let result = |line: &Value| Some((text(line, "custom_id")?, result(line.get("result")?)));
     let by_id = found.iter().filter_map(result).collect();
-    Ok(Some(Results { by_id, rest: Outcome::Expired }))
+    let cancelled = found.iter().any(|l| l.pointer("/result/type") == Some(&"canceled".into()));
+    let trouble = cancelled.then(|| "it was cancelled".to_owned());
+    Ok(Some(Results { by_id, rest: Outcome::Expired, trouble }))
 }
 
 fn result(result: &Value) -> Outcome {
     match result.get("type").and_then(Value::as_str) {
         Some("succeeded") => outcome(result.get("message").unwrap_or(&Value::Null)),
-        Some("expired" | "canceled") => Outcome::Expired,
+        Some("expired") => Outcome::Expired,
+        Some("canceled") => Outcome::NotTaken("the batch was cancelled".into()),
         _ => {
             // The error is within an answer of the type `error`.
-            let error = result.pointer("/error/error").or(result.get("error"));
-            Outcome::Failed(said(error.unwrap_or(result)))
+            let error = result.pointer("/error/error").or(result.get("error")).unwrap_or(result);
+            let kind = error.get("type").and_then(Value::as_str).unwrap_or_default();
+            if TROUBLES.contains(&kind) {
+                Outcome::NotTaken(said(error))
+            } else {
+                Outcome::Failed(said(error))
+            }
         }
     }
 }
@@ -167,9 +180,12 @@ mod tests {
         assert_eq!(result(&message(words, "refusal")), refused);
         let error = json!({"type": "errored", "error": {"type": "error", "error": {
             "type": "overloaded_error", "message": "busy"}}});
-        assert_eq!(result(&error), Outcome::Failed("overloaded_error: busy".into()));
-        for over in ["expired", "canceled"] {
-            assert_eq!(result(&json!({"type": over})), Outcome::Expired);
-        }
+        assert_eq!(result(&error), Outcome::NotTaken("overloaded_error: busy".into()));
+        let error = json!({"type": "errored", "error": {"type": "error", "error": {
+            "type": "invalid_request_error", "message": "too long"}}});
+        assert_eq!(result(&error), Outcome::Failed("invalid_request_error: too long".into()));
+        assert_eq!(result(&json!({"type": "expired"})), Outcome::Expired);
+        let cancelled = result(&json!({"type": "canceled"}));
+        assert!(matches!(cancelled, Outcome::NotTaken(_)), "{cancelled:?}");
     }
 }

@@ -72,6 +72,8 @@ pub(super) enum Poll {
     },
     /// Its results can be fetched.
     Ended,
+    /// The provider knows no such batch.
+    Unknown,
 }
 
 /// The results of a batch that has ended.
@@ -80,12 +82,16 @@ pub(super) struct Results {
     pub by_id: Vec<(String, Outcome)>,
     /// What became of requests that are not listed.
     pub rest: Outcome,
+    /// Why the provider, or somebody there, ended the batch before its time.
+    pub trouble: Option<String>,
 }
 
 /// A back end.
 #[derive(Debug)]
 pub(super) struct Provider {
     pub backend: Backend,
+    /// Tells the server from others: batches of one are not looked for at another.
+    pub server: String,
     pub http: Http,
     structured: bool,
     /// Whether the server is OpenAI's own, whose newer models do not know `max_tokens`.
@@ -120,7 +126,8 @@ impl Provider {
         let own = base.as_deref().is_none_or(|base| base.starts_with("https://api.openai.com"));
         let base = base.as_deref().unwrap_or(default);
         let http = Http::new(context, base, (key, &headers), args.limits())?;
-        Ok(Self { backend, http, structured: args.structured, own })
+        let server = blake3::hash(base.trim_end_matches('/').as_bytes()).to_hex()[..16].to_owned();
+        Ok(Self { backend, server, http, structured: args.structured, own })
     }
 
     /// The body of a question's request.
@@ -182,8 +189,8 @@ impl Provider {
     /// An unavailable provider; an answer that is none.
     pub fn poll(&self, batch: &str) -> Result<Poll> {
         let doing = format!("ask how far batch {batch} is");
-        let state =
-            self.http.json(&doing, || self.http.get(&format!("{}/{batch}", self.batches())))?;
+        let get = || self.http.get(&format!("{}/{batch}", self.batches()));
+        let Some(state) = self.http.json_if_there(&doing, get)? else { return Ok(Poll::Unknown) };
         let poll = match self.backend {
             Backend::Anthropic => anthropic::poll(&state),
             Backend::Openai | Backend::Chat => openai::poll(&state),
@@ -191,7 +198,7 @@ impl Provider {
         poll.ok_or_else(|| Failure::unavailable(format!("cannot {doing}: the answer is none")))
     }
 
-    /// The results of a batch that has ended, all of them; none if the provider has thrown them away.
+    /// The results of a batch that has ended, all of them; none if they are not there.
     ///
     /// # Errors
     /// An unavailable provider, results that stay cut off.
@@ -204,6 +211,7 @@ impl Provider {
         Ok(found?.map(|results| Results {
             by_id: results.by_id.into_iter().map(clean).collect(),
             rest: self.redacted(results.rest),
+            trouble: results.trouble.map(|why| self.http.redacted(&why)),
         }))
     }
 
@@ -257,7 +265,7 @@ fn lines(http: &Http, path: &str, expected: u64) -> Result<Option<Vec<Value>>> {
                 Ok(lines) if lines.len() as u64 >= expected => return Ok(Some(lines)),
                 _ => CallError::strange("they are cut off"),
             },
-            Err(error) if matches!(error.status, Some(404 | 410)) => return Ok(None),
+            Err(error) if error.is_missing() => return Ok(None),
             Err(error) => error,
         };
         http.pause("fetch results", &error, tried)?;

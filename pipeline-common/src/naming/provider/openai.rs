@@ -137,33 +137,40 @@ pub(super) fn results(http: &Http, batch: &str) -> Result<Option<Results>> {
     let mut by_id = Vec::new();
     for (key, expected) in files {
         let Some(file) = text(&state, key) else { continue };
-        let Some(found) = lines(http, &format!("/files/{file}/content"), expected)? else {
-            return Ok(None);
+        let found = match lines(http, &format!("/files/{file}/content"), expected)? {
+            Some(found) => found,
+            None if key == OUTPUT => return Ok(None),
+            None => Vec::new(),
         };
         by_id
             .extend(found.iter().filter_map(|line| Some((text(line, "custom_id")?, result(line)))));
     }
-    let failed = state.get("status").and_then(Value::as_str) == Some("failed");
-    let rest = if failed {
-        let why = state.pointer("/errors/data/0").map_or_else(|| "the batch failed".into(), said);
-        Outcome::NotTaken(why)
-    } else {
-        Outcome::Expired
+    let trouble = match state.get("status").and_then(Value::as_str) {
+        Some("failed") => {
+            Some(state.pointer("/errors/data/0").map_or_else(|| "it failed".into(), said))
+        }
+        Some("cancelled") => Some("it was cancelled".into()),
+        _ => None,
     };
-    Ok(Some(Results { by_id, rest }))
+    let rest = trouble.clone().map_or(Outcome::Expired, Outcome::NotTaken);
+    Ok(Some(Results { by_id, rest, trouble }))
 }
 
 fn result(line: &Value) -> Outcome {
     if let Some(error) = line.get("error").filter(|e| !e.is_null()) {
-        let code = error.get("code").and_then(Value::as_str);
-        let over = matches!(code, Some("batch_expired" | "batch_cancelled"));
-        return if over { Outcome::Expired } else { Outcome::Failed(said(error)) };
+        return match error.get("code").and_then(Value::as_str) {
+            Some("batch_expired") => Outcome::Expired,
+            Some("batch_cancelled") => Outcome::NotTaken(said(error)),
+            _ => Outcome::Failed(said(error)),
+        };
     }
     let body = line.pointer("/response/body").unwrap_or(&Value::Null);
     match number(line, "/response/status_code") {
         200 => outcome(body),
         status => {
-            Outcome::Failed(format!("HTTP {status}: {}", said(body.get("error").unwrap_or(body))))
+            let why = format!("HTTP {status}: {}", said(body.get("error").unwrap_or(body)));
+            let own = matches!(status, 408 | 409 | 429) || status >= 500;
+            if own { Outcome::NotTaken(why) } else { Outcome::Failed(why) }
         }
     }
 }
