@@ -70,7 +70,7 @@ impl Rough {
     /// Lays out weights, `[d_sae, d_in]`.
     pub fn new(w_enc: &[f32], d_in: usize) -> Self {
         let rows = w_enc.par_chunks_exact(d_in);
-        let norms = rows.map(|w| norms(w)).reduce(
+        let norms = rows.map(norms).reduce(
             || [0.0; 3],
             |a, b| {
                 // `max` would pass over what is not a number.
