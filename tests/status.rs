@@ -230,7 +230,7 @@ fn every_stage_keeps_a_progress_file() {
     let save = progress(&work, "capture", "save_activations-0.json");
     let train = progress(&work, "training", "train_sae-0.json");
     let top = progress(&work, "training", "top_sentences-0.json");
-    for (beat, unit) in [(&save, "documents"), (&train, "steps"), (&top, "sentences")] {
+    for (beat, unit) in [(&save, "documents"), (&train, "steps"), (&top, "latents")] {
         assert_eq!((&beat["state"], &beat["unit"]), (&"done".into(), &unit.into()), "{beat:#}");
         assert_eq!(beat["done"], beat["total"], "{beat:#}");
         assert!(beat["tokens_per_second"].as_f64().unwrap() > 0.0, "{beat:#}");

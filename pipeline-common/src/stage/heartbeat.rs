@@ -172,10 +172,13 @@ impl Reporter {
         }
     }
 
-    /// Takes over the file: the worker is this process's. `done` of `total` units were done before.
+    /// Takes over the file, the first time: the worker is this process's. `done` of `total` units were done
+    /// before. Work of another unit begins in the same way.
     pub fn begin(&self, unit: &str, done: u64, total: u64) {
         let mut inner = self.lock();
-        if let Ok(before) = Heartbeat::read(&inner.path) {
+        if !inner.begun
+            && let Ok(before) = Heartbeat::read(&inner.path)
+        {
             let again = before.restarts + u32::from(before.state != State::Done);
             inner.beat.restarts = inner.beat.restarts.max(again);
         }

@@ -122,8 +122,11 @@ impl Progress {
         let Some(reporter) = &self.reporter else { return };
         reporter.update(|beat| {
             beat.done = self.done;
-            beat.tokens = self.already.1 + self.tokens;
-            beat.tokens_per_second = self.tokens_per_second();
+            let tokens = self.already.1 + self.tokens;
+            // Work that has none leaves the figures of what came before.
+            if tokens > 0 {
+                (beat.tokens, beat.tokens_per_second) = (tokens, self.tokens_per_second());
+            }
             beat.eta_seconds = self.eta().map(|eta| eta.as_secs_f64());
             note.clone_into(&mut beat.note);
         });

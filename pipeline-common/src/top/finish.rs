@@ -20,7 +20,7 @@ use super::{
     signature::{Shingles, hash},
     tally::Tally,
 };
-use crate::stage::{Context, Result};
+use crate::stage::{Context, Reporter, Result};
 
 /// Latents whose sentences are in memory together.
 pub(super) const LATENTS_AT_A_TIME: usize = 4096;
@@ -62,12 +62,14 @@ impl Finish<'_> {
     ///
     /// # Errors
     /// Files that cannot be read or written; a stop.
-    pub fn write(mut self, context: &Context) -> Result<()> {
-        let neighbours = self.neighbours(context)?;
+    pub fn write(mut self, context: &Context, reporter: &Reporter) -> Result<()> {
+        let neighbours = self.neighbours(context, reporter)?;
         let (dir, d_sae) = (self.input.dir(), self.tally.latents.len());
         let mut files = Files::create(&dir)?;
         let mut named = BTreeSet::new();
-        let mut progress = context.progress("latents", d_sae as u64, "latents");
+        reporter.begin("latents", 0, d_sae as u64);
+        let progress = context.progress("latents", d_sae as u64, "latents");
+        let mut progress = progress.reported_by(reporter);
         for begin in (0..d_sae).step_by(LATENTS_AT_A_TIME) {
             context.leave_if_asked(SAVED)?;
             let latents = begin..d_sae.min(begin + LATENTS_AT_A_TIME);
@@ -84,10 +86,12 @@ impl Finish<'_> {
         report::write(&dir, origin, &TopData::open(&dir)?)
     }
 
-    fn neighbours(&self, context: &Context) -> Result<Neighbours> {
+    fn neighbours(&self, context: &Context, reporter: &Reporter) -> Result<Neighbours> {
         let alive = self.tally.latents.iter().filter(|latent| latent.fired > 0).count();
         let total = (self.tally.latents.len() + alive) as u64;
-        let mut progress = context.progress("neighbours", total, "comparisons");
+        reporter.begin("comparisons", 0, total);
+        let progress = context.progress("neighbours", total, "comparisons");
+        let mut progress = progress.reported_by(reporter);
         let rows = self.input.set.rows() as u64;
         let found = Neighbours::find(&self.input.sae, (&self.tally, rows), |n| {
             progress.advance(n as u64, 0, "");

@@ -184,7 +184,8 @@ impl TopSentences {
             if !is_done()? {
                 let logits = Logits::find(input, &self.hub);
                 let (tally, cuts) = self.joined(input, &parts)?;
-                Finish { input, tally, cuts, logits, digest: digest.clone() }.write(context)?;
+                Finish { input, tally, cuts, logits, digest: digest.clone() }
+                    .write(context, reporter)?;
                 fs_err::remove_dir_all(dir.join(DIRECTORY))?;
             }
         }
