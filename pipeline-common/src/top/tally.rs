@@ -217,11 +217,15 @@ impl Tally {
         let each = latents.par_iter_mut().zip(sketch.par_latents()).enumerate();
         each.with_min_len(64).for_each(|(latent, (tally, sketch))| {
             let of_pair = |pair: &(u32, u32)| of_row[pair.0 as usize];
+            // All at once: the processor waits for their counters together.
+            by_latent
+                .of(latent)
+                .iter()
+                .for_each(|(row, _)| sketch::add(sketch, places[*row as usize]));
             let mut values = &values[by_latent.range(latent)];
             for run in by_latent.of(latent).chunk_by(|a, b| of_pair(a) == of_pair(b)) {
                 let (now, later) = values.split_at(run.len());
                 values = later;
-                run.iter().for_each(|(row, _)| sketch::add(sketch, places[*row as usize]));
                 let seen = &sentences[of_pair(&run[0]) as usize];
                 let ends = run[run.len() - 1].0 as usize + 1 == seen.rows.end;
                 let last = now.last().copied().filter(|_| ends);
