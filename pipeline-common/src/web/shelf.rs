@@ -37,7 +37,8 @@ pub(super) struct Shelf<T> {
 }
 
 impl<T> Shelf<T> {
-    /// Keeps `most` values at most; those in use elsewhere live on until they are dropped there.
+    /// Keeps `most` values at most, and those in use elsewhere: they would be made a second time beside
+    /// themselves.
     pub fn new(most: usize) -> Self {
         Self { slots: Mutex::default(), most }
     }
@@ -70,9 +71,20 @@ impl<T> Shelf<T> {
             found.map_or_else(|| (name.to_owned(), Slot::default()), |place| slots.remove(place));
         let slot = entry.1.clone();
         slots.insert(0, entry);
-        slots.truncate(self.most);
+        while slots.len() > self.most {
+            let Some(idle) = slots.iter().rposition(|(_, slot)| is_idle(slot)) else { break };
+            slots.remove(idle);
+        }
         slot
     }
+}
+
+/// Whether nobody makes the value, waits for it or has it.
+fn is_idle<T>(slot: &Slot<T>) -> bool {
+    let idle = |value: &Option<(Stamp, Arc<T>)>| {
+        value.as_ref().is_none_or(|(_, value)| Arc::strong_count(value) == 1)
+    };
+    Arc::strong_count(slot) == 1 && slot.try_lock().is_ok_and(|value| idle(&value))
 }
 
 /// The lock, also after a panic of somebody who held it: what is behind it is whole at any time.
@@ -95,6 +107,11 @@ mod tests {
         assert_eq!(get("x", 3), 3);
         assert_eq!((get("y", 4), get("x", 5), get("z", 6)), (4, 3, 6));
         assert_eq!((get("x", 7), get("y", 8)), (3, 8), "y was used least recently");
+        let used = shelf.get::<()>("y", stamp(), || Ok(9)).unwrap();
+        assert_eq!((get("z", 10), get("v", 11), get("x", 12), *used), (10, 11, 12, 8));
+        assert_eq!(get("y", 13), 8, "it was in use all the time");
+        drop(used);
+        assert_eq!((get("z", 14), get("v", 15), get("y", 16)), (14, 15, 16));
         assert_eq!(shelf.get("w", stamp(), || Err("no")), Err("no"));
         assert_eq!(get("w", 9), 9);
     }
