@@ -289,6 +289,7 @@ fn every_back_end_names_and_scores_all_latents() {
         let (before, _) = succeed(place.command(backend, "send").arg("--dry-run"));
         assert!(before.contains("explain") && before.contains("8 latents"), "{before}");
         assert!(place.server.world().calls.is_empty() && !place.names().exists());
+        assert!(place.status().contains("cost      0.0000 USD\n"), "{}", place.status());
         place.run_all(backend);
         place.assert_all_named();
         place.assert_scored();

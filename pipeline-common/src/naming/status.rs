@@ -98,7 +98,8 @@ pub(super) fn status(dir: &Path) -> Result<String> {
 }
 
 fn money(states: &[State]) -> String {
-    let sum = |of: fn(&State) -> f64| states.iter().map(of).sum::<f64>();
+    // The sum of no numbers is -0.
+    let sum = |of: fn(&State) -> f64| states.iter().map(of).fold(0.0, |a, b| a + b);
     let tokens = |of: fn(&Usage) -> u64| states.iter().map(|s| of(&s.usage)).sum::<u64>();
     let (spent, committed) = (sum(|s| s.spent), sum(State::committed));
     let open = committed - spent;
