@@ -1,10 +1,11 @@
 //! Stage 04 against language models on loopback, with faults: nothing is paid twice, no latent is lost.
 
+mod plant;
 mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -12,13 +13,9 @@ use std::{
 use pipeline_common::{
     names::{NameRecord, read_names},
     naming::UnnamedRecord,
-    top::{
-        data::{LATENTS as LATENTS_FILE, Origin, SENTENCES, TABLE, Table},
-        record::{Activations, Contrast, LatentRecord, Ranked, SentenceRecord, Top},
-    },
 };
-use serde_json::{Value, json};
-use server::{Fault, Server, World};
+use serde_json::Value;
+use server::{Fault, Server, World, marked_number};
 
 use super::workload::{NAME, succeed};
 
@@ -44,7 +41,7 @@ struct Place {
 impl Place {
     fn new(world: World) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        plant(&dir.path().join("runs/sae/top_sentences"));
+        plant::plant(&dir.path().join("runs/sae/top_sentences"));
         fs_err::write(dir.path().join("sae_run_id.txt"), "sae\n").unwrap();
         let server = Server::start(World { key: KEY.into(), ..world });
         Self { dir, server }
@@ -52,6 +49,10 @@ impl Place {
 
     fn names(&self) -> PathBuf {
         self.dir.path().join("runs/sae/names")
+    }
+
+    fn named(&self) -> BTreeMap<u32, NameRecord> {
+        read_names(&self.dir.path().join("runs/sae")).unwrap()
     }
 
     fn command(&self, backend: &str, action: &str) -> Command {
@@ -108,7 +109,8 @@ impl Place {
         }
         assert!(!world.paid.is_empty());
         for (text, times) in &world.paid {
-            let garbled = [GARBLED, GARBLED_ONCE].iter().any(|g| is_about(text, *g));
+            let garbled = marked_number(text)
+                .is_some_and(|n| [GARBLED, GARBLED_ONCE].contains(&(n % LATENTS)));
             let name = garbled && text.contains("{\"label\"");
             let judgement = text.contains(&format!("remainder {JUDGED_TWICE}:"));
             assert_eq!(*times, 1 + u32::from(name || judgement), "{text}");
@@ -117,7 +119,7 @@ impl Place {
 
     /// Fails unless each latent has its name, or the reason why it has none.
     fn assert_all_named(&self) {
-        let names = read_names(self.names().parent().unwrap()).unwrap();
+        let names = self.named();
         let named: BTreeSet<u64> = names.keys().map(|l| u64::from(*l)).collect();
         let expected = (0..LATENTS).filter(|l| ![REFUSED, GARBLED].contains(l)).collect();
         assert_eq!(named, expected);
@@ -141,7 +143,7 @@ impl Place {
 
     /// Fails unless a perfect model's names have perfect scores.
     fn assert_scored(&self) {
-        for (latent, name) in read_names(self.names().parent().unwrap()).unwrap() {
+        for (latent, name) in self.named() {
             for score in [&name.scores.detection, &name.scores.fuzzing, &name.scores.intruder] {
                 let score = score.as_ref().unwrap_or_else(|| panic!("{latent}: {name:?}"));
                 assert_eq!((score.value, score.interval), (1.0, Some([1.0, 1.0])), "{latent}");
@@ -150,7 +152,7 @@ impl Place {
         }
         let yaml = fs_err::read_to_string(self.names().join("names.yaml")).unwrap();
         let yaml: BTreeMap<u32, NameRecord> = serde_yaml::from_str(&yaml).unwrap();
-        assert_eq!(yaml, read_names(self.names().parent().unwrap()).unwrap());
+        assert_eq!(yaml, self.named());
         let table = fs_err::read(self.names().join("scores.json")).unwrap();
         let table: Value = serde_json::from_slice(&table).unwrap();
         assert_eq!(table["all"]["detection"]["good"], 1.0);
@@ -170,80 +172,6 @@ impl Place {
                 assert!(!shown, "{} holds the key", path.display());
             }
         }
-    }
-}
-
-fn is_about(text: &str, latent: u64) -> bool {
-    let marked = text.split("« word").nth(1).unwrap_or_default();
-    let digits: String = marked.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse::<u64>().is_ok_and(|n| n % LATENTS == latent)
-}
-
-/// `top_sentences/` of 8 latents over 480 sentences of 240 documents.
-fn plant(dir: &Path) {
-    fs_err::create_dir_all(dir).unwrap();
-    let sentence = |n: u64| SentenceRecord {
-        sentence: n,
-        document: n / 2,
-        ids: vec![1, 2, 3],
-        tokens: vec!["A".into(), format!(" word{n}"), " is here".into()],
-    };
-    let sentences: Vec<SentenceRecord> = (0..480).map(sentence).collect();
-    let latents: Vec<LatentRecord> = (0..LATENTS).map(latent).collect();
-    let origin = Origin {
-        schema: Origin::SCHEMA,
-        training: "sae".into(),
-        capture: "cap".into(),
-        rows: 1440,
-        sentences: 480,
-        ..Origin::default()
-    };
-    let table = Table {
-        origin,
-        fired: latents.iter().map(|l| l.fired).collect(),
-        weighted: vec![0.5; LATENTS as usize],
-        max: latents.iter().map(|l| l.max).collect(),
-        line: lines(&dir.join(LATENTS_FILE), latents.iter().map(|l| json!(l))),
-        sentence: (0..480).collect(),
-        sentence_line: lines(&dir.join(SENTENCES), sentences.iter().map(|s| json!(s))),
-    };
-    table.write(&dir.join(TABLE)).unwrap();
-}
-
-fn lines(path: &Path, records: impl Iterator<Item = Value>) -> Vec<u64> {
-    let (mut text, mut starts) = (String::new(), vec![0]);
-    for record in records {
-        text += &format!("{record}\n");
-        starts.push(text.len() as u64);
-    }
-    fs_err::write(path, text).unwrap();
-    starts
-}
-
-fn latent(latent: u64) -> LatentRecord {
-    let own: Vec<u64> = (0..480).filter(|n| n % LATENTS == latent).collect();
-    let value = |n: u64| (n + 1) as f32;
-    let ranked: Vec<Ranked> =
-        own.iter().map(|n| Ranked { value: value(*n), sentence: *n }).collect();
-    let best: Vec<Ranked> = ranked.iter().rev().take(10).copied().collect();
-    let activation = |n: &u64| (*n, Activations { at: vec![1], value: vec![value(*n)] });
-    let neighbour = (latent + 1) % LATENTS;
-    let contrast = (0..480).filter(|n| n % LATENTS == neighbour).take(60);
-    let silent = (0..480).filter(|n| ![latent, neighbour].contains(&(n % LATENTS)));
-    LatentRecord {
-        latent: latent as u32,
-        density: 60.0 / 1440.0,
-        fired: 60,
-        max: value(own[59]),
-        weighted: 0.5,
-        top: Top { mean: best.clone(), max: best.clone(), last: best },
-        deciles: ranked.chunks(6).map(<[Ranked]>::to_vec).collect(),
-        silent: silent.take(80).collect(),
-        contrast: contrast
-            .map(|sentence| Contrast { latent: neighbour as u32, sentence })
-            .collect(),
-        activations: own.iter().map(activation).collect(),
-        ..LatentRecord::default()
     }
 }
 
@@ -336,7 +264,7 @@ fn with_faults(backend: &str, parts: &[&'static str]) {
     let left = place.server.world().faults.len();
     assert_eq!(left, 0, "{:?}", place.server.world().faults);
     place.assert_no_key_in_files();
-    let names = read_names(place.names().parent().unwrap()).unwrap();
+    let names = place.named();
     assert_eq!(names.len(), 6);
     place.assert_scored();
 }
@@ -402,7 +330,7 @@ fn a_killed_chat_goes_on_with_what_is_not_answered() {
     assert_eq!(place.server.world().most_at_once, 4);
     place.run_all("chat");
     place.assert_paid_once();
-    let names = read_names(place.names().parent().unwrap()).unwrap();
+    let names = place.named();
     assert_eq!(names.len(), 6);
     let status = place.status();
     assert!(status.contains("more under way or lost"), "what was lost may have cost: {status}");
@@ -459,8 +387,7 @@ fn results_that_are_gone_are_asked_for_again() {
         assert!(place.status().contains("more under way or lost"), "it may have been charged");
         place.server.world().gone = false;
         place.run_all(backend);
-        let run = place.names();
-        assert_eq!(read_names(run.parent().unwrap()).unwrap().len(), 6, "{backend}");
+        assert_eq!(place.named().len(), 6, "{backend}");
     }
 }
 
@@ -472,8 +399,7 @@ fn a_batch_that_cannot_be_looked_at_keeps_no_other_back() {
         place.server.world().hidden = Some("batch0".into());
         failed(&place.command(backend, "retrieve").output().unwrap(), 69);
         let status = place.status();
-        let left = status.matches("batch batch").count();
-        assert_eq!(left, 1, "{status}");
+        assert_eq!(status.matches("batch batch").count(), 1, "{status}");
         place.server.world().hidden = None;
         place.run_all(backend);
         place.assert_all_named();
@@ -528,8 +454,7 @@ fn an_outage_gives_no_latent_up() {
     assert!(place.server.world().faults.is_empty());
     place.run_all("chat");
     place.assert_paid_once();
-    let run = place.names();
-    assert_eq!(read_names(run.parent().unwrap()).unwrap().len(), 6);
+    assert_eq!(place.named().len(), 6);
 }
 
 #[test]
@@ -555,7 +480,7 @@ fn what_the_server_does_not_take_is_given_up_until_it_is_asked_for_again() {
     assert!(place.status().contains("latent 3: failed: HTTP 400"), "{}", place.status());
     run("send", "1");
     run("parse", "0");
-    let named = read_names(place.names().parent().unwrap()).unwrap();
+    let named = place.named();
     assert_eq!(named.keys().collect::<Vec<_>>(), [&0, &3]);
 }
 

@@ -370,7 +370,8 @@ fn number(line: &str) -> Option<u64> {
     digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
-fn marked_number(text: &str) -> Option<u64> {
+/// The number of a question's first marked word.
+pub fn marked_number(text: &str) -> Option<u64> {
     text.split("« word").nth(1).and_then(|rest| number(&format!("word{rest}")))
 }
 

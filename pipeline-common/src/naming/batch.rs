@@ -217,16 +217,16 @@ pub(super) fn retrieve(
     let mut pause = POLL[0];
     loop {
         let mut open = 0;
-        let mut failures = Vec::new();
+        let mut failure = None;
         for other in ledger::with_batches(dir)? {
             let strange = other.count != share.count && share.index == 0;
             if other == share || strange {
                 let mut ledger = Ledger::open(dir, other)?;
-                open += fetch((context, args), &mut providers, &mut ledger, &mut failures)?;
+                open += fetch((context, args), &mut providers, &mut ledger, &mut failure)?;
             }
         }
         if open == 0 {
-            return failures.into_iter().next().map_or(Ok(()), Err);
+            return failure.map_or(Ok(()), Err);
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -240,37 +240,37 @@ pub(super) fn retrieve(
 }
 
 /// Fetches what has ended of a ledger; the number of batches that have not. What goes wrong with one batch
-/// does not keep the others back.
+/// does not keep the others back; the first such failure is kept.
 fn fetch(
     (context, args): (&Context, &BackendArgs),
     providers: &mut BTreeMap<Backend, Provider>,
     ledger: &mut Ledger,
-    failures: &mut Vec<Failure>,
+    failure: &mut Option<Failure>,
 ) -> Result<usize> {
     let mut open = 0;
-    let intents: Vec<(String, Intent)> =
-        ledger.state().intents.iter().map(|(n, i)| (n.clone(), i.clone())).collect();
-    for (name, intent) in intents {
+    let intents = ledger.state().intents.iter();
+    let names: Vec<(String, Backend)> = intents.map(|(n, i)| (n.clone(), i.backend)).collect();
+    for (name, backend) in names {
         context.leave_if_asked("batches stay under way")?;
-        let provider = match providers.entry(intent.backend) {
+        let provider = match providers.entry(backend) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => match Provider::new(context, args, intent.backend) {
+            Entry::Vacant(place) => match Provider::new(context, args, backend) {
                 Ok(provider) => place.insert(provider),
-                Err(failure) => {
-                    failures.push(failure);
+                Err(e) => {
+                    failure.get_or_insert(e);
                     continue;
                 }
             },
         };
-        if !is_of(&intent, provider) {
+        if !ledger.state().intents.get(&name).is_some_and(|intent| is_of(intent, provider)) {
             tracing::warn!("batch {name} is at another server than the base URL that is set now");
             continue;
         }
         match fetch_batch(args, provider, ledger, &name) {
-            Err(failure) if failure.kind == Kind::Stopped => return Err(failure),
-            Err(failure) => {
-                tracing::warn!("{:#}", failure.source);
-                failures.push(failure);
+            Err(e) if e.kind == Kind::Stopped => return Err(e),
+            Err(e) => {
+                tracing::warn!("{:#}", e.source);
+                failure.get_or_insert(e);
             }
             Ok(()) => open += usize::from(ledger.state().intents.contains_key(&name)),
         }

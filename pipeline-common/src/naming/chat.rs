@@ -139,7 +139,7 @@ impl Shared<'_> {
         lock(&self.failure).get_or_insert(failure);
     }
 
-    /// Asks a question until it is answered, or to be left alone for now.
+    /// Asks a question until it is answered, or left to a later run.
     fn settle(&self, question: &Question) -> Result<()> {
         self.job.context.leave_if_asked("what was answered is kept")?;
         let mut last = None;

@@ -200,8 +200,8 @@ impl Http {
         doing: &str,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<serde_json::Value> {
-        let found = self.json_unless(|_| false, doing, request)?;
-        found.ok_or_else(|| Failure::unavailable(format!("cannot {doing}")))
+        let found = self.repeated(doing, SMALL, request, |body| self.parsed(body))?;
+        found.map_err(|missing| missing.failure(doing))
     }
 
     /// As [`Self::json`]; none if there is no such thing.
@@ -213,26 +213,33 @@ impl Http {
         doing: &str,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<Option<serde_json::Value>> {
-        self.json_unless(CallError::is_missing, doing, request)
+        Ok(self.repeated(doing, SMALL, request, |body| self.parsed(body))?.ok())
     }
 
-    fn json_unless(
+    fn parsed(&self, body: &[u8]) -> std::result::Result<serde_json::Value, CallError> {
+        let strange = |_| CallError::strange(&format!("not JSON: {}", self.said(body)));
+        serde_json::from_slice(body).map_err(strange)
+    }
+
+    /// Sends a request that may be repeated, as often as allowed, until its answer of at most `room` bytes can
+    /// be read; the inner error says that there is no such thing.
+    ///
+    /// # Errors
+    /// An unavailable server; a stop.
+    pub fn repeated<T>(
         &self,
-        none: impl Fn(&CallError) -> bool,
         doing: &str,
+        room: usize,
         request: impl Fn() -> RequestBuilder,
-    ) -> Result<Option<serde_json::Value>> {
+        read: impl Fn(&[u8]) -> std::result::Result<T, CallError>,
+    ) -> Result<std::result::Result<T, CallError>> {
         let mut tried = 0;
         loop {
-            let error = match self.once(request(), SMALL) {
-                Ok(body) => match serde_json::from_slice(&body) {
-                    Ok(value) => return Ok(Some(value)),
-                    Err(_) => CallError::strange(&format!("not JSON: {}", self.said(&body))),
-                },
-                Err(error) if none(&error) => return Ok(None),
-                Err(error) => error,
-            };
-            self.pause(doing, &error, tried)?;
+            match self.once(request(), room).and_then(|body| read(&body)) {
+                Ok(found) => return Ok(Ok(found)),
+                Err(error) if error.is_missing() => return Ok(Err(error)),
+                Err(error) => self.pause(doing, &error, tried)?,
+            }
             tried += 1;
         }
     }

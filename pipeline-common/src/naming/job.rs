@@ -52,6 +52,13 @@ pub(super) enum Standing {
     Vain,
 }
 
+impl Standing {
+    /// Whether an answer may still come.
+    pub fn is_to_come(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::UnderWay)
+    }
+}
+
 impl Job<'_> {
     /// This worker's part of the chosen latents.
     pub fn own(latents: Vec<u32>, share: Share) -> Vec<u32> {

@@ -92,12 +92,14 @@ pub(super) fn scores<'r>(
     let of_name = |name: &&NameRecord| {
         let mut found = Scores::default();
         let questions = job.judge(name, kinds)?;
-        let to_come = |q: &&Question| {
-            matches!(job.standing(q, &known), Standing::Open(_) | Standing::UnderWay)
+        let with_standing = |question: Question| {
+            let standing = job.standing(&question, &known);
+            (question, standing)
         };
-        let open = questions.iter().filter(to_come).count();
-        for questions in questions.chunk_by(|a, b| a.kind == b.kind) {
-            *place(&mut found, questions[0].kind) = score(job, questions, &known);
+        let asked: Vec<(Question, Standing)> = questions.into_iter().map(with_standing).collect();
+        let open = asked.iter().filter(|(_, standing)| standing.is_to_come()).count();
+        for asked in asked.chunk_by(|(a, _), (b, _)| a.kind == b.kind) {
+            *place(&mut found, asked[0].0.kind) = score(asked, &job.asking.model);
         }
         Ok(((name.latent, found), open))
     };
@@ -115,21 +117,17 @@ fn place(scores: &mut Scores, kind: Kind) -> &mut Option<Score> {
     }
 }
 
-/// The score of one kind; none while questions are open, or if too few were answered.
-fn score<'r>(
-    job: &Job<'_>,
-    questions: &[Question],
-    known: &impl Fn(&str) -> Option<&'r Request>,
-) -> Option<Score> {
+/// The score of one kind by a model; none while questions are open, or if too few were answered.
+fn score(asked: &[(Question, Standing)], model: &str) -> Option<Score> {
     let mut documents: BTreeMap<u64, Tally> = BTreeMap::new();
     let mut judgements = 0;
-    for question in questions {
-        let answers = match job.standing(question, known) {
+    for (question, standing) in asked {
+        let answers = match standing {
             Standing::Open(_) | Standing::UnderWay => return None,
             Standing::Vain => continue,
             Standing::Answered { text } => match question.kind {
-                Kind::Intruder => answer::intruder(&text).map(|n| vec![n]),
-                _ => answer::judgements(&text, question.truth.len()),
+                Kind::Intruder => answer::intruder(text).map(|n| vec![n]),
+                _ => answer::judgements(text, question.truth.len()),
             },
         };
         for (truth, given) in question.truth.iter().zip(answers.unwrap_or_default()) {
@@ -143,12 +141,12 @@ fn score<'r>(
     let documents: Vec<Tally> = documents.into_values().collect();
     let mut whole = Tally::default();
     documents.iter().for_each(|tally| whole += *tally);
-    let Question { latent, kind, .. } = questions.first()?;
+    let (Question { latent, kind, .. }, _) = asked.first()?;
     Some(Score {
         value: whole.accuracy(*kind)?,
         interval: interval(&documents, *kind, (*latent).into()),
         judgements,
-        model: job.asking.model.clone(),
+        model: model.to_owned(),
     })
 }
 

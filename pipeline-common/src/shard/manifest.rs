@@ -146,7 +146,7 @@ fn parse_each(path: &Path, text: &[u8]) -> Vec<Result<Committed, ShardError>> {
 /// # Errors
 /// Any I/O error, naming the path.
 pub fn append(path: &Path, committed: &Committed) -> Result<(), ShardError> {
-    cut_torn_line(path)?;
+    crate::stage::atomic::cut_torn_line(path)?;
     let line = serde_json::to_string(committed).map_err(std::io::Error::from)?;
     Ok(crate::stage::atomic::append_line(path, &line)?)
 }
@@ -170,18 +170,6 @@ pub fn to_bytes(lines: &[Committed]) -> Result<Vec<u8>, ShardError> {
         text.push(b'\n');
     }
     Ok(text)
-}
-
-fn cut_torn_line(path: &Path) -> std::io::Result<()> {
-    let text = match fs_err::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-    if whole < text.len() {
-        fs_err::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -115,6 +115,24 @@ pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Cuts off a last line that a killed process has torn; whether there was one.
+///
+/// # Errors
+/// Any I/O error, naming the path; a file that is not there has no line.
+pub fn cut_torn_line(path: &Path) -> io::Result<bool> {
+    let bytes = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    if whole < bytes.len() {
+        let file = fs::OpenOptions::new().write(true).open(path)?;
+        file.set_len(whole as u64)?;
+        file.sync_all()?;
+    }
+    Ok(whole < bytes.len())
+}
+
 /// Makes an empty file, durably, where there is none.
 ///
 /// # Errors

@@ -64,10 +64,11 @@ impl Export {
             }
         }
         let rows: usize = sentences.rows.iter().map(Range::len).sum();
+        let setting = |key| self.capture.config.value(key);
         let config = json!({
             "dataset_repo": self.capture.dataset.source,
-            "dataset_split": self.captured_with("data_split").unwrap_or("train"),
-            "dataset_name": "", "dataset_column": self.captured_with("text_field").unwrap_or("text"),
+            "dataset_split": setting("data_split").unwrap_or("train"),
+            "dataset_name": "", "dataset_column": setting("text_field").unwrap_or("text"),
             "batch_size": 32,
             "cache_ctx_len": sentences.longest, "n_tokens": rows, "n_splits": PARTS,
             "model_name": self.capture.model.id,

@@ -91,11 +91,6 @@ impl Export {
         Ok(Self { dir, training, capture, set, sae, data, names })
     }
 
-    /// A setting of the capture.
-    fn captured_with(&self, key: &str) -> Option<&str> {
-        self.capture.config.0.get(key)?.value.as_deref()
-    }
-
     /// The model's name without its owner.
     fn model(&self) -> &str {
         let id = self.capture.model.id.trim_end_matches('/');

@@ -62,7 +62,10 @@ impl Ledger {
         fs_err::create_dir_all(dir)?;
         let lock = Lock::take(&dir.join(lock_name(share)), "the names of this training")?;
         let path = dir.join(ledger_name(share));
-        mend(&path)?;
+        // What a torn line was to say was not acted on yet.
+        if atomic::cut_torn_line(&path)? {
+            tracing::warn!("`{}` ended in half a line, which is dropped", path.display());
+        }
         // It is there before others are looked for: of two workers that begin together one sees the other.
         atomic::touch(&path)?;
         let mut ledger = Self {
@@ -189,22 +192,6 @@ fn ledgers(dir: &Path) -> Result<Vec<(Share, PathBuf)>> {
     }
     found.sort_by_key(|(share, _)| (share.count, share.index));
     Ok(found)
-}
-
-/// Cuts off a last line that a crash has torn: what it was to say was not acted on yet.
-fn mend(path: &Path) -> Result<()> {
-    let bytes = match fs_err::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    if whole < bytes.len() {
-        tracing::warn!("`{}` ends in half a line, which is dropped", path.display());
-        let file = fs_err::OpenOptions::new().write(true).open(path)?;
-        file.set_len(whole as u64)?;
-        file.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Reads a ledger that may still be written to: a last line without its end is left out.

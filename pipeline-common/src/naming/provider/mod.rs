@@ -258,19 +258,11 @@ impl Provider {
 
 /// The lines of results, at least `expected`; what comes cut off is fetched again. None if they are gone.
 fn lines(http: &Http, path: &str, expected: u64) -> Result<Option<Vec<Value>>> {
-    let mut tried = 0;
-    loop {
-        let error = match http.once(http.get(path), RESULTS) {
-            Ok(body) => match parsed(&body) {
-                Ok(lines) if lines.len() as u64 >= expected => return Ok(Some(lines)),
-                _ => CallError::strange("they are cut off"),
-            },
-            Err(error) if error.is_missing() => return Ok(None),
-            Err(error) => error,
-        };
-        http.pause("fetch results", &error, tried)?;
-        tried += 1;
-    }
+    let whole = |body: &[u8]| match parsed(body) {
+        Ok(lines) if lines.len() as u64 >= expected => Ok(lines),
+        _ => Err(CallError::strange("they are cut off")),
+    };
+    Ok(http.repeated("fetch results", RESULTS, || http.get(path), whole)?.ok())
 }
 
 fn parsed(lines: &[u8]) -> serde_json::Result<Vec<Value>> {
